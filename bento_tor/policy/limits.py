@@ -1,0 +1,26 @@
+"""What one function may use. A frozen value with defaults; the policy of a box fills it."""
+
+from __future__ import annotations
+
+import msgspec
+
+MIB = 1024 * 1024
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The ceiling of one session. Every default is safe for a small relay.
+
+    memory_bytes      resident memory of all its processes, /data included
+    pids              processes and threads
+    cpu_percent       share of one core
+    wall_s            seconds from its start to its end
+    data_bytes        its private /data (a tmpfs)
+    open_files        descriptors of one process
+    """
+
+    memory_bytes: int = 128 * MIB
+    pids: int = 32
+    cpu_percent: int = 100
+    wall_s: int = 300
+    data_bytes: int = 16 * MIB
+    open_files: int = 64

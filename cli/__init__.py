@@ -1,0 +1,1 @@
+"""The commands: one file each; the only place with click, and the only one that prints."""

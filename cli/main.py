@@ -1,0 +1,93 @@
+"""The entry point: the command tree, and the one place where errors become words and exit codes.
+
+Each command is in a file of its own, imported only when it runs: `bento-tor --help` stays quick, and a broken
+dependency of one command does not take the others along.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from bento_tor import __version__
+from bento_tor.cli import ui
+from bento_tor.errors import BentoError
+
+COMMANDS = {
+    "client": "upload functions to boxes, and use them",
+    "demo": "see the whole idea work: a private Tor network, a box, a function",
+    "image": "build and list what functions see",
+    "network": "private Tor networks on this machine",
+    "serve": "run a box",
+    "setup-relay": "prepare a running tor for a box",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are files of the same name, loaded when they are called."""
+
+    def __init__(self, *args: Any, commands_help: dict[str, str], package: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.commands_help = commands_help
+        self.package = package
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(self.commands_help)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands_help:
+            return None
+        module = importlib.import_module(f"{self.package}.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(self.commands_help.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    commands_help=COMMANDS,
+    package="bento_tor.cli",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(__version__, message="bento-tor %(version)s")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the library's log on standard error.")
+def bento_tor(quiet: bool, verbose: bool) -> None:
+    """Make a Tor relay programmable: sandboxed functions, uploaded and used over Tor."""
+    ui.configure(quiet=quiet, verbose=verbose)
+
+
+def main() -> None:
+    """Run the command line; the process ends with an exit code of docs/cli.md."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        code = bento_tor.main(prog_name="bento-tor", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        code = 2
+    except click.ClickException as error:
+        ui.show_error(error.format_message(), hint=_usage_hint(error), exit_code=2, as_json=as_json)
+        code = 2
+    except BentoError as error:
+        ui.show_error(error.message, hint=error.hint, exit_code=error.exit_code, as_json=as_json)
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        ui.show_error("interrupted", hint="", exit_code=130, as_json=as_json)
+        code = 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone; that is not a failure worth words.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage_hint(error: click.ClickException) -> str:
+    ctx = getattr(error, "ctx", None)
+    return f"see '{ctx.command_path} --help'" if ctx is not None else "see 'bento-tor --help'"
