@@ -1,0 +1,108 @@
+"""The manifest: what a function asks for. Owns its form, and reading it out of a function's source.
+
+It stands in the source as a PEP 723 block with a `[tool.bento]` table. The client reads it, line by line: the
+regular expression that the PEP itself gives takes minutes on hostile input, and breaks on CRLF. What travels is the
+typed struct: a box parses neither TOML nor Python.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from bento_tor.errors import ConfigError
+
+MAX_BLOCK_BYTES = 8 * 1024
+
+Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+Items = Annotated[tuple[Word, ...], msgspec.Meta(max_length=32)]
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a function asks for. Everything has a modest default.
+
+    entry    the function that a call without a name runs; empty: named as the file, or the only one
+    image    what it sees: the name of an image that the box offers
+    memory   MiB of memory; 0: whatever the box gives
+    seconds  of wall-clock time; 0: whatever the box gives
+    egress   its way out: none, exit (under the relay's exit policy), tor (through circuits)
+    hosts    the only host names that it connects to; empty: any
+    host     how much it wants to know of the machine: none, coarse, full
+    tor      the Tor routines it wants to use
+    """
+
+    entry: Annotated[str, msgspec.Meta(max_length=64, pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")] = ""
+    image: Word = "python"
+    memory: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
+    seconds: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0
+    egress: Literal["none", "exit", "tor"] = "none"
+    hosts: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=253)], ...], msgspec.Meta(max_length=64)] = ()
+    host: Literal["none", "coarse", "full"] = "none"
+    tor: Items = ()
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The bytes that travel."""
+    return msgspec.msgpack.encode(manifest, order="deterministic")
+
+
+def decode(data: bytes) -> Manifest:
+    """Raises ConfigError where the bytes are no manifest."""
+    try:
+        return msgspec.msgpack.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as why:
+        raise ConfigError(f"not a manifest: {why}") from why
+
+
+def read(source: str) -> Manifest:
+    """The manifest in a function's source; the default one where there is none.
+
+    Raises ConfigError, with the reason, where there is one that cannot be used."""
+    block = _find_block(source)
+    if block is None:
+        return Manifest()
+    try:
+        table = tomllib.loads(block)
+    except (tomllib.TOMLDecodeError, RecursionError) as why:
+        reason = "nested too deeply" if isinstance(why, RecursionError) else str(why)
+        raise ConfigError(f"the function's manifest is not TOML: {reason}", hint=_HINT) from why
+    return _from_table(table)
+
+
+_HINT = "see the functions that ship for the form of a manifest"
+
+
+def _from_table(table: dict[str, Any]) -> Manifest:
+    tool = table.get("tool", {})
+    bento = tool.get("bento", {}) if isinstance(tool, dict) else {}
+    try:
+        return msgspec.convert(bento, type=Manifest)
+    except msgspec.ValidationError as why:
+        raise ConfigError(f"the function's manifest has a bad [tool.bento]: {why}", hint=_HINT) from why
+
+
+def _find_block(source: str) -> str | None:
+    """The text of the one `# /// script` block, or None. Linear in the source."""
+    lines = [line.removesuffix("\r") for line in source.split("\n")]
+    starts = [i for i, line in enumerate(lines) if line == "# /// script"]
+    if not starts:
+        return None
+    content: list[str] = []
+    closed_at: int | None = None
+    for line in lines[starts[0] + 1 :]:
+        if line == "# ///":
+            # PEP 723: the last such line of one run of comments closes the block.
+            closed_at = len(content)
+        if not (line == "#" or line.startswith("# ")):
+            break
+        content.append(line[2:])
+    if closed_at is None:
+        raise ConfigError("the function's manifest is not closed with '# ///'", hint=_HINT)
+    if any(start > starts[0] + closed_at for start in starts):
+        raise ConfigError("the function has more than one manifest", hint=_HINT)
+    block = "\n".join(content[:closed_at])
+    if len(block.encode()) > MAX_BLOCK_BYTES:
+        raise ConfigError(f"the function's manifest is longer than {MAX_BLOCK_BYTES} bytes", hint=_HINT)
+    return block
