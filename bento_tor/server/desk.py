@@ -1,0 +1,105 @@
+"""What all connections of a box share: its policy, its store, its sessions. The place where they meet.
+
+The store blocks (each commit waits for the disk), so it has a thread of its own; one thread, so that it needs no lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from bento_tor.errors import SandboxError
+from bento_tor.policy import document
+from bento_tor.policy.manifest import Manifest
+from bento_tor.server.host import HostStats
+from bento_tor.server.sessions import Call, Session, Sessions
+from bento_tor.server.store import Saved, Store, StoredFunction
+
+T = TypeVar("T")
+
+
+class Desk:
+    """One box's shared state. All methods belong to the event loop's thread."""
+
+    def __init__(self, policy: document.Policy, store: Store, sessions: Sessions) -> None:
+        self.policy = policy
+        self.policy_document = document.encode(policy)
+        self.policy_digest = document.digest(self.policy_document)
+        self._store = store
+        self._sessions = sessions
+        self._host = HostStats(policy.host_stats)
+        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        # Two Executes with one session token, on two circuits, must start one session.
+        self._starting = asyncio.Lock()
+
+    async def save(self, invocation: bytes, shutdown: bytes, manifest: bytes, source: bytes) -> Saved:
+        """Keep a function."""
+        return await self._on_disk(self._store.save, invocation, shutdown, manifest, source)
+
+    async def maybe_load(self, invocation: bytes) -> StoredFunction | None:
+        """The function that this token opens."""
+        return await self._on_disk(self._store.maybe_load, invocation)
+
+    async def erase(self, shutdown: bytes) -> bool:
+        """Erase a function and end its sessions. False: the token opens nothing."""
+        function_hash = await self._on_disk(self._store.erase, shutdown)
+        if function_hash is None:
+            return False
+        for session in self._sessions.of_function(function_hash):
+            session.end()
+            self._sessions.forget(session.session_hash)
+        return True
+
+    def maybe_session(self, session: bytes) -> Session | None:
+        """The session of this token, while it is in memory."""
+        return self._sessions.maybe_get(self._store.session_hash(session))
+
+    def forget(self, session: Session) -> None:
+        """Its reader has everything."""
+        self._sessions.forget(session.session_hash)
+
+    async def maybe_word(self, session: bytes) -> str | None:
+        """How a session ended that is not in memory any more."""
+        return await self._on_disk(self._store.maybe_outcome, self._store.session_hash(session))
+
+    async def start(self, session: bytes, invocation: bytes, call: Call, manifest: Manifest) -> bool | None:
+        """Start a session. True: it was known, and nothing is started; None: the box is full.
+
+        Raises SandboxError where no sandbox can be had."""
+        async with self._starting:
+            session_hash = self._store.session_hash(session)
+            known = self._sessions.maybe_get(session_hash) is not None
+            if known or await self._on_disk(self._store.maybe_outcome, session_hash) is not None:
+                return True
+            if self._sessions.full:
+                return None
+            if not await self._on_disk(self._store.begin_session, session, invocation):
+                return True
+            new = Session(
+                session_hash,
+                self._store.function_hash(invocation),
+                kept_bytes=self.policy.kept_bytes,
+                host=lambda: asyncio.to_thread(self._host.measure, manifest.host),
+            )
+            try:
+                await self._sessions.start(new, call, document.limits_for(manifest, self.policy), self._note_end)
+            except SandboxError:
+                await self._on_disk(self._store.cancel_session, session_hash)
+                raise
+            return False
+
+    async def stop(self) -> None:
+        """End all sessions; every outcome is on disk when this returns."""
+        await self._sessions.stop()
+        await asyncio.to_thread(self._disk.shutdown)
+        self._store.close()
+
+    async def _note_end(self, session: Session) -> None:
+        outcome = session.maybe_outcome
+        if outcome is not None:
+            await self._on_disk(self._store.end_session, session.session_hash, outcome.word)
+
+    async def _on_disk(self, work: Callable[..., T], *values: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work, *values)

@@ -1,0 +1,272 @@
+"""Sessions: running calls of functions, and what is left of ended ones until their output is read.
+
+A session outlives the connection that started it. Its reader, if there is one, is on some connection; the session
+knows only that somebody waits. A function that sends faster than its reader takes is not read from any more: its own
+`api.send` blocks, and the box's memory stays bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from bento_tor.policy.limits import Limits
+from bento_tor.policy.outcome import Kind, Outcome, judge
+from bento_tor.protocol.messages import INITIAL_WINDOW, MAX_LOG_BYTES
+from bento_tor.sandbox import frames
+from bento_tor.sandbox.link import KeeperLink, LinkedCell
+from bento_tor.server.output import Output
+
+log = logging.getLogger(__name__)
+
+_READ_BYTES = 64 * 1024
+# After the function's processes are gone its last output is in the socket already; reading it takes this long at most.
+_DRAIN_S = 5.0
+
+HostStats = Callable[[], Awaitable[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a session runs."""
+
+    name: str
+    arguments: str
+    source: bytes
+
+
+class Session:
+    """One running or ended call. All methods belong to the event loop's thread."""
+
+    def __init__(self, session_hash: bytes, function_hash: bytes, *, kept_bytes: int, host: HostStats) -> None:
+        self.session_hash = session_hash
+        self.function_hash = function_hash
+        self.output = Output()
+        self.maybe_outcome: Outcome | None = None
+        self.log_tail = b""
+        self.input_received = 0  # units taken from clients
+        self._input_written = 0  # units handed to the function
+        self._kept_bytes = kept_bytes
+        self._host = host
+        self._inbox: asyncio.Queue[tuple[bytes, int]] = asyncio.Queue()
+        self._bell = asyncio.Event()
+        self._ready = False
+        self._maybe_word: Outcome | None = None
+        self._maybe_displace: Callable[[], None] | None = None
+        self._kill: Callable[[], None] = lambda: None
+
+    # --- what a connection uses -------------------------------------------------------------------------------
+
+    @property
+    def input_limit(self) -> int:
+        """How far a client may send input: what the function took, and a window more."""
+        return self._input_written + INITIAL_WINDOW
+
+    def attach(self, displaced: Callable[[], None]) -> None:
+        """The newest reader wins; the older one is told."""
+        previous, self._maybe_displace = self._maybe_displace, displaced
+        if previous is not None:
+            previous()
+
+    def detach(self, displaced: Callable[[], None]) -> None:
+        """The reader goes, unless another one has taken over already. The session goes on."""
+        if self._maybe_displace == displaced:
+            self._maybe_displace = None
+
+    def put_input(self, data: bytes, *, end: bool, eof: bool) -> None:
+        """Hand input on. The protocol's window bounds what waits here."""
+        units = len(data) + end
+        self.input_received += units
+        self._inbox.put_nowait((frames.encode_input(data, end=end, eof=eof), units))
+
+    def acknowledge(self, received: int) -> None:
+        """The reader has everything before `received`; it is forgotten."""
+        self.output.forget(received)
+        self.ring()
+
+    def end(self) -> None:
+        """Stop the function now."""
+        self._kill()
+
+    @property
+    def bell(self) -> asyncio.Event:
+        """Set at the next change of this session. Take it before looking, wait for it after."""
+        return self._bell
+
+    def ring(self) -> None:
+        """Wake all who wait for a change."""
+        bell, self._bell = self._bell, asyncio.Event()
+        bell.set()
+
+    # --- the function's side ----------------------------------------------------------------------------------
+
+    async def run(self, link: KeeperLink, cell: LinkedCell, call: Call) -> Outcome:
+        """Carry bytes between function and readers until it has ended."""
+        self._kill = lambda: link.kill(cell.number, Kind.KILLED_USER)
+        log_pipe = asyncio.create_task(self._read_log(cell.log_fd))
+        feeding = asyncio.create_task(self._feed(cell.control, call))
+        reading = asyncio.create_task(self._read_frames(cell.control, link, cell.number))
+        try:
+            seen = await link.ended(cell.number)
+            # What the function sent before its end is still to be read, at the reader's pace.
+            await self._finish_reading(reading, log_pipe)
+        finally:
+            for task in (feeding, reading, log_pipe):
+                task.cancel()
+            await asyncio.gather(feeding, reading, log_pipe, return_exceptions=True)
+            cell.control.close()
+        self.maybe_outcome = judge(self._maybe_word, seen, ready=self._ready)
+        self.ring()
+        return self.maybe_outcome
+
+    def fail(self, outcome: Outcome) -> None:
+        """It never ran, or the machinery broke."""
+        self.maybe_outcome = outcome
+        self.ring()
+
+    async def _finish_reading(self, *readings: asyncio.Task[None]) -> None:
+        """Read what is left in socket and pipe. The cap is lifted for it: the kernel's buffers bound it."""
+        self._kept_bytes = 1 << 62
+        self.ring()
+        await asyncio.wait(readings, timeout=_DRAIN_S)
+
+    async def _feed(self, control: socket.socket, call: Call) -> None:
+        """Hand code and input to the function, at the pace at which it takes them."""
+        loop = asyncio.get_running_loop()
+        with suppress(ConnectionError):
+            await loop.sock_sendall(control, frames.encode_code(call.name, call.arguments, call.source))
+            while True:
+                frame, units = await self._inbox.get()
+                await loop.sock_sendall(control, frame)
+                self._input_written += units
+                self.ring()
+
+    async def _read_frames(self, control: socket.socket, link: KeeperLink, number: int) -> None:
+        """Read what the function sends, while there is room for it.
+
+        From the socket itself: a StreamReader throws its buffer away when the peer resets, which a function does
+        that ends without having read all its input."""
+        loop = asyncio.get_running_loop()
+        frames_in = frames.FrameReader()
+        with suppress(ConnectionError):
+            while not frames_in.done:
+                await self._room()
+                data = await loop.sock_recv(control, _READ_BYTES)
+                if not data:
+                    return
+                for frame in frames_in.feed(data):
+                    await self._take(frame, lambda: link.kill(number, Kind.KILLED_POLICY))
+                self.ring()
+
+    async def _room(self) -> None:
+        while self.output.cost_bytes >= self._kept_bytes:
+            await self._bell.wait()
+
+    async def _take(self, frame: frames.Frame, kill: Callable[[], None]) -> None:
+        match frame:
+            case frames.Ready():
+                self._ready = True
+            case frames.Message(data, end):
+                self.output.append(data, end=end)
+            case frames.Padding(length):
+                for start in range(0, length, _READ_BYTES):
+                    await self._room()
+                    self.output.append(os.urandom(min(_READ_BYTES, length - start)), end=False, padding=True)
+                    self.ring()
+            case frames.HostRequest():
+                self._inbox.put_nowait((frames.encode_host_reply(await self._host()), 0))
+            case frames.Returned():
+                self._maybe_word = Outcome.returned()
+            case frames.Raised(traceback):
+                self._maybe_word = Outcome.raised(traceback)
+            case frames.Exited(status):
+                self._maybe_word = Outcome.exited(status)
+            case frames.Illegal(why):
+                # The function speaks the driver's protocol wrongly: hostile, or broken beyond use.
+                log.info("a function broke the driver's framing: %s", why)
+                kill()
+
+    async def _read_log(self, log_fd: int) -> None:
+        """Keep the tail of what the function printed."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(log_fd, "rb", buffering=0)
+        )
+        try:
+            while data := await reader.read(_READ_BYTES):
+                self.log_tail = (self.log_tail + data)[-MAX_LOG_BYTES:]
+        finally:
+            transport.close()
+
+
+class Sessions:
+    """All sessions of a box: how many may run, and how long an ended one waits for its reader."""
+
+    def __init__(self, link: KeeperLink, *, running_max: int, kept_s: float) -> None:
+        self._link = link
+        self._running_max = running_max
+        self._kept_s = kept_s
+        self._sessions: dict[bytes, Session] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def running(self) -> int:
+        """How many run now."""
+        return sum(session.maybe_outcome is None for session in self._sessions.values())
+
+    @property
+    def full(self) -> bool:
+        """No more can start."""
+        return self.running >= self._running_max
+
+    def maybe_get(self, session_hash: bytes) -> Session | None:
+        """The session known by this hash, while it runs or waits for its reader."""
+        return self._sessions.get(session_hash)
+
+    def of_function(self, function_hash: bytes) -> list[Session]:
+        """Every session of one function."""
+        return [session for session in self._sessions.values() if session.function_hash == function_hash]
+
+    async def start(
+        self, session: Session, call: Call, limits: Limits, when_ended: Callable[[Session], Awaitable[None]]
+    ) -> None:
+        """Start it in a sandbox of its own. Raises SandboxError where that is not possible."""
+        self._sessions[session.session_hash] = session
+        try:
+            cell = await self._link.start(limits)
+        except BaseException:
+            del self._sessions[session.session_hash]
+            raise
+        task = asyncio.create_task(self._run(session, cell, call, when_ended))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def forget(self, session_hash: bytes) -> None:
+        """Its output has been read, or its function erased."""
+        self._sessions.pop(session_hash, None)
+
+    async def stop(self) -> None:
+        """End everything that runs; used when the box stops."""
+        for session in list(self._sessions.values()):
+            session.end()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=5.0)
+
+    async def _run(
+        self, session: Session, cell: LinkedCell, call: Call, when_ended: Callable[[Session], Awaitable[None]]
+    ) -> None:
+        try:
+            await session.run(self._link, cell, call)
+        except Exception:
+            log.exception("a session's machinery broke")
+            self._link.kill(cell.number, Kind.KILLED_OPERATOR)
+            session.fail(Outcome.lost("the box could not carry on with this session"))
+        await when_ended(session)
+        asyncio.get_running_loop().call_later(self._kept_s, self.forget, session.session_hash)

@@ -1,0 +1,204 @@
+"""What the box keeps on disk: functions, sealed, and what became of sessions. SQLite in WAL mode; blocking calls.
+
+An answer `Stored` or `Started` is given only after the commit is on disk, so a box killed at any moment keeps
+whatever it acknowledged. Lookups are by hash of a 256-bit random token: the index compares hashes, which tells a
+guesser nothing about the token (no timing oracle).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import time
+from contextlib import closing
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bento_tor.errors import ConfigError
+from bento_tor.server import tokens
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS functions (
+    invocation_hash BLOB PRIMARY KEY,
+    shutdown_hash   BLOB NOT NULL UNIQUE,
+    key_slot        BLOB NOT NULL,
+    body            BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sessions (
+    session_hash    BLOB PRIMARY KEY,
+    invocation_hash BLOB NOT NULL,
+    outcome         TEXT,
+    started_hour    INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+_SESSION_KEPT_HOURS = 48
+_SCHEMA_VERSION = 1
+
+
+class Saved(Enum):
+    """What became of a Store."""
+
+    DONE = "done"
+    TAKEN = "taken"  # the token is in use for something else
+    FULL = "full"
+
+
+class StoredFunction(msgspec.Struct, frozen=True):
+    """A function, opened."""
+
+    manifest: bytes
+    source: bytes
+
+
+class Store:
+    """One box's database. Use from one thread at a time."""
+
+    def __init__(self, path: Path, box: str, *, max_functions: int) -> None:
+        self._box = box
+        self._max_functions = max_functions
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            # FULL: a commit is on disk when it returns. secure_delete: an erased slot is overwritten.
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "foreign_keys=ON"):
+                self._db.execute(f"PRAGMA {pragma}")
+            self._check_version()
+            self._db.executescript(_SCHEMA)
+        except sqlite3.Error as why:
+            raise ConfigError(f"the box's database {path} cannot be used: {why}") from why
+
+    def close(self) -> None:
+        """Nothing is lost: every change is committed already."""
+        self._db.close()
+
+    # --- functions ------------------------------------------------------------------------------------------
+
+    def save(self, invocation: bytes, shutdown: bytes, manifest: bytes, source: bytes) -> Saved:
+        """Seal and keep a function. Saying the same again is DONE again; another function under the token is TAKEN."""
+        key = self._hash(tokens.INVOCATION, invocation)
+        shutdown_hash = self._hash(tokens.SHUTDOWN, shutdown)
+        known = self.maybe_load(invocation)
+        if known is not None:
+            owner = self._one(
+                "SELECT 1 FROM functions WHERE shutdown_hash = ? AND invocation_hash = ?", shutdown_hash, key
+            )
+            same = _digest(known) == _digest(StoredFunction(manifest, source)) and owner is not None
+            return Saved.DONE if same else Saved.TAKEN
+        if self.count_functions() >= self._max_functions:
+            return Saved.FULL
+        data_key = tokens.new_data_key()
+        body = msgspec.msgpack.encode(StoredFunction(manifest, source))
+        try:
+            self._db.execute(
+                "INSERT INTO functions VALUES (?, ?, ?, ?)",
+                (
+                    key,
+                    shutdown_hash,
+                    tokens.seal(tokens.slot_key(self._box, invocation), data_key, key),
+                    tokens.seal(data_key, body, key),
+                ),
+            )
+        except sqlite3.IntegrityError:
+            return Saved.TAKEN
+        return Saved.DONE
+
+    def maybe_load(self, invocation: bytes) -> StoredFunction | None:
+        """The function that this token opens, or None."""
+        key = self._hash(tokens.INVOCATION, invocation)
+        row = self._one("SELECT key_slot, body FROM functions WHERE invocation_hash = ?", key)
+        if row is None:
+            return None
+        data_key = tokens.maybe_unseal(tokens.slot_key(self._box, invocation), row[0], key)
+        body = tokens.maybe_unseal(data_key, row[1], key) if data_key else None
+        return msgspec.msgpack.decode(body, type=StoredFunction) if body is not None else None
+
+    def erase(self, shutdown: bytes) -> bytes | None:
+        """Erase the function of this shutdown token, and what is known of its sessions, overwriting both on disk.
+
+        Gives the hash that its sessions are known by, or None where the token opens nothing."""
+        row = self._one(
+            "SELECT invocation_hash FROM functions WHERE shutdown_hash = ?",
+            self._hash(tokens.SHUTDOWN, shutdown),
+        )
+        if row is None:
+            return None
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.execute("DELETE FROM functions WHERE invocation_hash = ?", row)
+        self._db.execute("DELETE FROM sessions WHERE invocation_hash = ?", row)
+        self._db.execute("COMMIT")
+        # The log still holds the old pages: move the overwritten ones into the file, and cut the log.
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return bytes(row[0])
+
+    def count_functions(self) -> int:
+        """How many are kept."""
+        row = self._one("SELECT count(*) FROM functions")
+        return int(row[0]) if row else 0
+
+    # --- sessions -------------------------------------------------------------------------------------------
+
+    def begin_session(self, session: bytes, invocation: bytes) -> bool:
+        """Note on disk that this session starts. False: it did before, and must not start again."""
+        try:
+            self._db.execute(
+                "INSERT INTO sessions VALUES (?, ?, NULL, ?)",
+                (
+                    self._hash(tokens.SESSION, session),
+                    self._hash(tokens.INVOCATION, invocation),
+                    int(time.time() // 3600),
+                ),
+            )
+        except sqlite3.IntegrityError:
+            return False
+        return True
+
+    def cancel_session(self, session_hash: bytes) -> None:
+        """It could not start after all; the same token may try again."""
+        self._db.execute("DELETE FROM sessions WHERE session_hash = ?", (session_hash,))
+
+    def end_session(self, session_hash: bytes, outcome: str) -> None:
+        """Note how it ended."""
+        self._db.execute("UPDATE sessions SET outcome = ? WHERE session_hash = ?", (outcome, session_hash))
+
+    def maybe_outcome(self, session_hash: bytes) -> str | None:
+        """How a session ended; None where there is no such session, or it runs."""
+        row = self._one("SELECT outcome FROM sessions WHERE session_hash = ?", session_hash)
+        return str(row[0]) if row and row[0] is not None else None
+
+    def sweep(self) -> int:
+        """At start: what a crash left running is lost; what is old is forgotten. Gives the number lost."""
+        lost = self._db.execute("UPDATE sessions SET outcome = 'lost' WHERE outcome IS NULL").rowcount
+        oldest = int(time.time() // 3600) - _SESSION_KEPT_HOURS
+        self._db.execute("DELETE FROM sessions WHERE started_hour < ?", (oldest,))
+        return lost
+
+    # ------------------------------------------------------------------------------------------------------
+
+    def session_hash(self, session: bytes) -> bytes:
+        """What a session is known by, on disk and in memory."""
+        return self._hash(tokens.SESSION, session)
+
+    def function_hash(self, invocation: bytes) -> bytes:
+        """What a function is known by."""
+        return self._hash(tokens.INVOCATION, invocation)
+
+    def _hash(self, role: str, token: bytes) -> bytes:
+        return tokens.token_hash(role, self._box, token)
+
+    def _one(self, query: str, *values: bytes) -> tuple[Any, ...] | None:
+        with closing(self._db.execute(query, values)) as cursor:
+            row: tuple[Any, ...] | None = cursor.fetchone()
+            return row
+
+    def _check_version(self) -> None:
+        with closing(self._db.execute("PRAGMA user_version")) as cursor:
+            found = cursor.fetchone()[0]
+        if found not in (0, _SCHEMA_VERSION):
+            raise ConfigError(f"the box's database is of version {found}; this bento-tor knows {_SCHEMA_VERSION}")
+        self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+
+
+def _digest(function: StoredFunction) -> bytes:
+    return hashlib.sha256(msgspec.msgpack.encode(function)).digest()

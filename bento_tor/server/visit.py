@@ -1,0 +1,317 @@
+"""One client's connection: bytes in, messages to the sessions and the store, answers out.
+
+Every byte from here is hostile. The protocol's rules live in `bento_tor.protocol`; here is what the messages do.
+Nothing that a client sends makes the box wait for it for ever: a deadline stands on each phase.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+
+from bento_tor.errors import ConfigError, RemoteProtocolError, SandboxError
+from bento_tor.policy import document
+from bento_tor.policy import manifest as manifests
+from bento_tor.policy.outcome import Outcome
+from bento_tor.protocol import messages as m
+from bento_tor.protocol.connection import NEED_DATA, Connection, EndOfStream, Role
+from bento_tor.server.desk import Desk
+from bento_tor.server.sessions import Call, Session
+from bento_tor.server.store import Saved
+
+log = logging.getLogger(__name__)
+
+_HELLO_S = 30.0
+# A connection on which nothing is open, and nothing comes.
+_IDLE_S = 300.0
+# A client that takes nothing for so long, while it is owed bytes, is gone.
+_WRITE_S = 300.0
+_READ_BYTES = 64 * 1024
+# Input is acknowledged when this much has been taken since the last Ack.
+_ACK_EVERY_UNITS = m.INITIAL_WINDOW // 4
+
+_NO_SUCH_TOKEN = "this token opens nothing here"
+
+
+class Visit:
+    """A client's stay, from its first byte to its last."""
+
+    def __init__(self, desk: Desk, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._desk = desk
+        self._reader = reader
+        self._writer = writer
+        self._connection = Connection(Role.BOX)
+        self._uploads: dict[int, tuple[m.Store, bytearray]] = {}
+        self._open: dict[int, Reading] = {}
+        self._drain = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Serve until the client leaves, breaks the protocol, or stays silent for too long."""
+        try:
+            await self._serve()
+        except RemoteProtocolError as error:
+            with suppress(ConnectionError, TimeoutError):
+                await self._write(self._connection.refusal(error))
+        except (ConnectionError, TimeoutError):
+            pass
+        finally:
+            for reading in list(self._open.values()):
+                reading.stop()
+            self._writer.close()
+            with suppress(ConnectionError, TimeoutError):
+                await asyncio.wait_for(self._writer.wait_closed(), 5.0)
+
+    async def _serve(self) -> None:
+        patience_s = _HELLO_S
+        while True:
+            try:
+                async with asyncio.timeout(patience_s):
+                    data = await self._reader.read(_READ_BYTES)
+            except TimeoutError:
+                if any(not reading.told for reading in self._open.values()):
+                    continue
+                raise
+            self._connection.receive_data(data)
+            while (event := self._connection.next_event()) is not NEED_DATA:
+                if isinstance(event, EndOfStream):
+                    return
+                await self._answer(event)
+                patience_s = _IDLE_S
+
+    async def _answer(self, message: m.Message) -> None:
+        match message:
+            case m.Hello():
+                await self._hello(message)
+            case m.GetPolicy():
+                await self.send(m.Policy(self._desk.policy_document))
+            case m.Store():
+                await self._begin_upload(message)
+            case m.Chunk():
+                await self._continue_upload(message)
+            case m.Execute():
+                await self._execute(message)
+            case m.Open():
+                await self._attach(message)
+            case m.Shutdown():
+                await self._shutdown(message)
+            case m.Ping():
+                await self.send(m.Pong(message.number))
+            case m.Input() | m.Ack() | m.Padding() | m.Close() | m.End():
+                await self._to_session(message)
+            case _:
+                raise RemoteProtocolError(f"no client says {type(message).__name__}")
+
+    async def _hello(self, hello: m.Hello) -> None:
+        await self.send(m.Welcome(m.VERSION, self._desk.policy_digest))
+        if hello.policy != self._desk.policy_digest:
+            await self.send(
+                m.Refused(0, m.Code.POLICY, "read this box's policy first"),
+                m.Policy(self._desk.policy_document),
+            )
+
+    # --- storing ----------------------------------------------------------------------------------------------
+
+    async def _begin_upload(self, store: m.Store) -> None:
+        try:
+            reasons = document.misfits(manifests.decode(store.manifest), self._desk.policy)
+        except ConfigError as error:
+            reasons = [error.message]
+        if reasons:
+            await self._refuse(store.channel, m.Code.MANIFEST, "; ".join(reasons))
+            return
+        self._uploads[store.channel] = (store, bytearray())
+        await self._finish_upload(store.channel)
+
+    async def _continue_upload(self, chunk: m.Chunk) -> None:
+        self._uploads[chunk.channel][1].extend(chunk.data)
+        await self._finish_upload(chunk.channel)
+
+    async def _finish_upload(self, channel: int) -> None:
+        store, source = self._uploads[channel]
+        if len(source) < store.size:
+            return
+        del self._uploads[channel]
+        if hashlib.sha256(source).digest() != store.digest:
+            await self._refuse(channel, m.Code.PROTOCOL, "the code that arrived is not what was announced")
+            return
+        saved = await self._desk.save(store.invocation, store.shutdown, store.manifest, bytes(source))
+        if saved is Saved.DONE:
+            await self.send(m.Stored(channel))
+        elif saved is Saved.FULL:
+            await self._refuse(channel, m.Code.FULL, "this box keeps as many functions as it can")
+        else:
+            await self._refuse(channel, m.Code.TOKEN, _NO_SUCH_TOKEN)
+
+    async def _shutdown(self, shutdown: m.Shutdown) -> None:
+        if await self._desk.erase(shutdown.shutdown):
+            await self.send(m.Gone(shutdown.channel))
+        else:
+            await self._refuse(shutdown.channel, m.Code.TOKEN, _NO_SUCH_TOKEN)
+
+    # --- running ----------------------------------------------------------------------------------------------
+
+    async def _execute(self, execute: m.Execute) -> None:
+        stored = await self._desk.maybe_load(execute.invocation)
+        if stored is None:
+            await self._refuse(execute.channel, m.Code.TOKEN, _NO_SUCH_TOKEN)
+            return
+        manifest = manifests.decode(stored.manifest)
+        if reasons := document.misfits(manifest, self._desk.policy):
+            await self._refuse(execute.channel, m.Code.MANIFEST, "; ".join(reasons))
+            return
+        call = Call(execute.call, execute.arguments, stored.source)
+        try:
+            known = await self._desk.start(execute.session, execute.invocation, call, manifest)
+        except SandboxError as error:
+            log.error("no sandbox: %s", error.message)
+            await self._refuse(execute.channel, m.Code.UNAVAILABLE, "this box cannot start functions now")
+            return
+        if known is None:
+            await self._refuse(execute.channel, m.Code.FULL, "this box runs as many functions as it can")
+        else:
+            await self.send(m.Started(execute.channel, known))
+
+    async def _attach(self, open_: m.Open) -> None:
+        session = self._desk.maybe_session(open_.session)
+        if session is None:
+            await self._tell_end(open_)
+        elif not session.output.base <= open_.offset <= session.output.stop:
+            await self._refuse(open_.channel, m.Code.OFFSET, "the output from there on is not kept")
+        else:
+            reading = Reading(self, session, open_.channel, open_.offset)
+            self._open[open_.channel] = reading
+            reading.start()
+
+    async def _tell_end(self, open_: m.Open) -> None:
+        """What became of a session that is not in memory: told to its own token only."""
+        word = await self._desk.maybe_word(open_.session)
+        if word is None:
+            await self._refuse(open_.channel, m.Code.TOKEN, _NO_SUCH_TOKEN)
+            return
+        detail = "the box stopped while the function ran" if word == "lost" else "its output is no longer kept"
+        await self.send(m.Ended(open_.channel, word, detail, b""))
+
+    async def _to_session(self, message: m.Input | m.Ack | m.Padding | m.Close | m.End) -> None:
+        reading = self._open.get(message.channel)
+        match message:
+            case m.Close():
+                if reading is not None:
+                    reading.stop()
+                await self.send(m.Gone(message.channel))
+            case m.Input() if reading:
+                reading.session.put_input(message.data, end=message.end, eof=message.eof)
+            case m.Ack() if reading:
+                if reading.acknowledge(message.received):
+                    self._desk.forget(reading.session)
+            case m.End() if reading:
+                reading.session.end()
+
+    # --- what readings use ------------------------------------------------------------------------------------
+
+    def window(self, channel: int) -> int:
+        """Units that may be sent on this channel now."""
+        return self._connection.send_window(channel)
+
+    async def send(self, *messages: m.Message) -> None:
+        """Send, in one write."""
+        await self._write(self._connection.send_many(messages))
+
+    def leave(self, channel: int) -> None:
+        """A reading is over."""
+        self._open.pop(channel, None)
+
+    async def _refuse(self, channel: int, code: m.Code, why: str) -> None:
+        await self.send(m.Refused(channel, code, why[: m.MAX_TEXT_CHARS]))
+
+    async def _write(self, data: bytes) -> None:
+        self._writer.write(data)
+        async with self._drain, asyncio.timeout(_WRITE_S):
+            await self._writer.drain()
+
+
+class Reading:
+    """A client attached to a session on one channel: carries output to it while the window allows."""
+
+    def __init__(self, visit: Visit, session: Session, channel: int, offset: int) -> None:
+        self.session = session
+        self.told = False  # the end has been sent
+        self._visit = visit
+        self._channel = channel
+        self._offset = offset
+        self._acked_limit = 0
+        self._displaced = False
+        self._maybe_task: asyncio.Task[None] | None = None
+        self._on_displaced: Callable[[], None] = self._displace
+
+    def start(self) -> None:
+        """Take over from an older reader, and begin."""
+        self.session.attach(self._on_displaced)
+        self._maybe_task = asyncio.create_task(self._run())
+
+    def stop(self) -> None:
+        """Detach; the session goes on."""
+        self.session.detach(self._on_displaced)
+        self._visit.leave(self._channel)
+        if self._maybe_task is not None:
+            self._maybe_task.cancel()
+
+    def acknowledge(self, received: int) -> bool:
+        """Take an Ack. True: the client has everything, the end included; nothing need be kept."""
+        self.session.acknowledge(received)
+        if not (self.told and received > self.session.output.stop):
+            return False
+        self._visit.leave(self._channel)
+        return True
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                # Taken before the step: a change during it must not be missed.
+                bell = self.session.bell
+                if await self._step():
+                    return
+                await bell.wait()
+        except (ConnectionError, TimeoutError):
+            pass
+        finally:
+            self.session.detach(self._on_displaced)
+
+    async def _step(self) -> bool:
+        """Send what can be sent now. True: there is no more to send, ever."""
+        if self._displaced:
+            self._visit.leave(self._channel)
+            await self._visit.send(m.Refused(self._channel, m.Code.DISPLACED, "another client reads this session now"))
+            return True
+        await self._tell_window()
+        while window := self._visit.window(self._channel):
+            piece = self.session.output.maybe_read(self._offset, window, m.MAX_DATA_BYTES)
+            if piece is None:
+                break
+            self._offset = piece.stop
+            if piece.padding:
+                await self._visit.send(m.Padding(self._channel, piece.offset, piece.data))
+            else:
+                await self._visit.send(m.Output(self._channel, piece.offset, piece.data, piece.end))
+        outcome = self.session.maybe_outcome
+        if outcome is None or self._offset < self.session.output.stop:
+            return False
+        self.told = True
+        await self._visit.send(_ended(self._channel, outcome, self.session.log_tail))
+        return True
+
+    async def _tell_window(self) -> None:
+        limit = self.session.input_limit
+        if limit - self._acked_limit >= _ACK_EVERY_UNITS:
+            self._acked_limit = limit
+            await self._visit.send(m.Ack(self._channel, self.session.input_received, limit))
+
+    def _displace(self) -> None:
+        self._displaced = True
+        self.session.ring()
+
+
+def _ended(channel: int, outcome: Outcome, log_tail: bytes) -> m.Ended:
+    return m.Ended(channel, outcome.word, outcome.detail[: m.MAX_TEXT_CHARS], log_tail)
