@@ -11,3 +11,12 @@ The map, lowest line first; each package may import from the lines under it only
 """
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """`from bento_tor import connect`, without importing the client where nobody asks for it."""
+    if name == "connect":
+        from bento_tor.client import connect
+
+        return connect
+    raise AttributeError(f"module 'bento_tor' has no attribute {name!r}")

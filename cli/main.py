@@ -12,10 +12,10 @@ import sys
 from typing import Any
 
 import click
+from bento_tor.cli import ui
 
 from bento_tor import __version__
-from bento_tor.cli import ui
-from bento_tor.errors import BentoError
+from bento_tor.errors import BentoError, FunctionFailed
 
 COMMANDS = {
     "client": "upload functions to boxes, and use them",
@@ -76,7 +76,9 @@ def main() -> None:
         ui.show_error(error.format_message(), hint=_usage_hint(error), exit_code=2, as_json=as_json)
         code = 2
     except BentoError as error:
-        ui.show_error(error.message, hint=error.hint, exit_code=error.exit_code, as_json=as_json)
+        # How a function ended is a result: its command has printed that already.
+        said = isinstance(error, FunctionFailed)
+        ui.show_error(error.message, hint=error.hint, exit_code=error.exit_code, as_json=as_json and not said)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         ui.show_error("interrupted", hint="", exit_code=130, as_json=as_json)

@@ -52,9 +52,7 @@ def warn(text: str) -> None:
 def show_error(message: str, *, hint: str, exit_code: int, as_json: bool) -> None:
     """One clear sentence, and what to do next."""
     if as_json:
-        print(
-            json.dumps({"error": {"message": message, "hint": hint, "exit_code": exit_code}}, ensure_ascii=False)
-        )
+        print(json.dumps({"error": {"message": message, "hint": hint, "exit_code": exit_code}}, ensure_ascii=False))
     print(f"error: {escape(message)}", file=sys.stderr)
     if hint:
         print(f"hint: {escape(hint)}", file=sys.stderr)

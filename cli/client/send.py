@@ -1,0 +1,28 @@
+"""`bento-tor client send`: one message to a session."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from bento_tor.cli import ui
+from bento_tor.cli.client.reach import Reach, find_session, pass_reach
+from bento_tor.cli.options import json_option
+
+
+@click.command()
+@click.argument("name")
+@click.argument("text")
+@json_option
+@pass_reach
+def command(name: str, text: str, as_json: bool, reach: Reach) -> None:
+    """Send TEXT (or, for -, all of standard input) as one message to the session NAME, and leave it running."""
+    _, kept = find_session(name)
+    data = sys.stdin.buffer.read() if text == "-" else text.encode()
+    with ui.progress(f"sending to {kept.box}"), reach.box(kept.box) as box:
+        session = box.attach(kept.session, offset=kept.offset)
+        session.wait_attached()
+        session.send(data)
+        session.detach()
+    if as_json:
+        ui.result_json({"session": name, "sent_bytes": len(data)})
