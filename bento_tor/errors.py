@@ -51,6 +51,11 @@ class RemoteProtocolError(ProtocolError):
 
     exit_code = 6
 
+    def __init__(self, message: str = "", *, hint: str = "", code: str = "protocol") -> None:
+        """`code` is the word of the one Refused that a box answers with."""
+        super().__init__(message, hint=hint)
+        self.code = code
+
 
 class ConnectError(BentoError):
     """The box cannot be reached."""

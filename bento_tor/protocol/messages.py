@@ -1,14 +1,15 @@
 """The messages of protocol version 1: frozen values, and nothing else.
 
-On the wire each is a msgpack array whose first item is the message's name. `units` below is the one rule about
-offsets: Chunk counts bytes; Input, Output and Padding count bytes, and one more unit for each end of a message, so
-that even an empty message has a place in the stream and a resume neither loses nor doubles it.
+On the wire each is a msgpack array whose first item is the message's name. `units` (in `channel`) is the
+one rule about offsets: Chunk counts bytes; Input, Output and Padding count bytes, and one more unit for each
+end of a message, so that even an empty message has a place in the stream and a resume neither loses nor
+doubles it. Ended is one unit.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, dataclass_transform
 
 import msgspec
 
@@ -44,7 +45,7 @@ class Code(StrEnum):
     PROTOCOL = "protocol"  # illegal bytes or order; the connection closes
     VERSION = "version"  # no common protocol version; the connection closes
     POLICY = "policy"  # the client has not seen this box's policy: Policy follows, the rest is ignored
-    TOKEN = "token"  # noqa: S105 - a word, not a secret. The token opens nothing here
+    TOKEN = "token"  # the token opens nothing here  # noqa: S105 - a word, not a secret
     MANIFEST = "manifest"  # the function asks for what this box does not give
     FULL = "full"  # a limit of the box is reached; later may work
     DISPLACED = "displaced"  # a newer Open of this session has taken over
@@ -52,9 +53,9 @@ class Code(StrEnum):
     UNAVAILABLE = "unavailable"  # the box cannot do this now (a broken sandbox, stopping)
 
 
-class Message(
-    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True, tag_field="type"
-):
+# The decorator tells type checkers that the messages below are frozen too.
+@dataclass_transform(frozen_default=True)
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True, tag_field="type"):
     """Anything that travels."""
 
 
@@ -92,7 +93,9 @@ class Chunk(Message):
 
 
 class Execute(Message):
-    """Start a session of a stored function on a fresh channel. A known session token starts nothing again."""
+    """Start a session of a stored function on a fresh channel. A known session token starts nothing again.
+
+    `arguments` are Python literals as source text, at most 32 KiB of UTF-8."""
 
     channel: Channel
     invocation: Token
@@ -202,10 +205,11 @@ class Output(Message):
 
 
 class Ended(Message):
-    """The session is over and all its output has been sent; the channel is done.
+    """The session is over and all its output has been sent. It is one unit of that output, needs no window.
 
-    `outcome` is one of bento_tor.policy.outcome's words, `detail` a sentence or a traceback's text, `log` the last
-    bytes that the function printed."""
+    The Ack that includes it makes the channel done: only then does the box know that the client has it all.
+    `outcome` is one of bento_tor.policy.outcome's words, `detail` a sentence or a traceback's text, `log`
+    the last bytes that the function printed."""
 
     channel: Channel
     outcome: Name
@@ -233,7 +237,5 @@ class Pong(Message):
     number: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
 
-FromClient = (
-    Hello | GetPolicy | Store | Chunk | Execute | Open | Input | Ack | Padding | Close | End | Shutdown | Ping
-)
+FromClient = Hello | GetPolicy | Store | Chunk | Execute | Open | Input | Ack | Padding | Close | End | Shutdown | Ping
 FromBox = Welcome | Policy | Stored | Started | Output | Ack | Padding | Ended | Gone | Refused | Pong
