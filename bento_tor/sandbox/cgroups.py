@@ -1,0 +1,202 @@
+"""Limits on a session as a whole: memory, processes, CPU. One chooser for cgroup v1, v2 and nothing.
+
+Each controller is taken where it is: v2 where our own group has it and lets us pass it on, else the v1 mount,
+below our own group there. What is missing is reported by `effective`, and then only the rlimits of each
+process hold.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from bento_tor.errors import SandboxError
+from bento_tor.policy.limits import Limits
+from bento_tor.sandbox.hierarchies import Place, find_places
+
+PREFIX = "bento-tor-"
+_CPU_PERIOD_US = 100_000
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Group:
+    """The cgroups of one session."""
+
+    def __init__(self, paths: dict[str, tuple[int, Path]]) -> None:
+        self._paths = paths
+
+    def add(self, pid: int) -> None:
+        """Put the process `pid` (one thread so far) under the limits. Raises SandboxError."""
+        for _, path in self._paths.values():
+            _write(path / "cgroup.procs", str(pid))
+
+    def oom_kills(self) -> int:
+        """How many of its processes the kernel has killed for memory."""
+        if "memory" not in self._paths:
+            return 0
+        version, path = self._paths["memory"]
+        try:
+            text = (path / ("memory.events" if version == 2 else "memory.oom_control")).read_text()
+        except OSError:
+            return 0
+        counts = dict(line.split() for line in text.splitlines())
+        return int(counts.get("oom_kill", 0))
+
+    def destroy(self, timeout_s: float = 2.0) -> bool:
+        """Remove them; whether that worked in time. False: something still lives there."""
+        deadline = time.monotonic() + timeout_s
+        left = {path for _, path in self._paths.values()}
+        while left:
+            left = {path for path in left if not _remove(path)}
+            if left and time.monotonic() >= deadline:
+                return False
+            if left:
+                time.sleep(0.002)
+        return True
+
+
+class Cgroups:
+    """The cgroups of one keeper: a directory of its own in each hierarchy, one leaf below it for each
+    session."""
+
+    def __init__(self, places: Iterable[Place]) -> None:
+        self._places = list(places)
+        self._own: dict[str, tuple[int, Path]] = {}
+        self._made: set[Path] = set()
+
+    @classmethod
+    def of_this_process(cls) -> Cgroups:
+        """The chooser, for where we are."""
+        text = Path("/proc/self/cgroup").read_text(), Path("/proc/self/mountinfo").read_text()
+        return cls(find_places(*text))
+
+    def open(self) -> None:
+        """Sweep up after keepers that were killed, and make our own directories where we may."""
+        name = f"{PREFIX}{_stamp(os.getpid())}-{os.urandom(3).hex()}"
+        for place in self._places:
+            _sweep(place.path)
+            path = place.path / name
+            try:
+                if place.version == 2:
+                    _pass_on(place)
+                path.mkdir(exist_ok=True)
+                if place.version == 2:
+                    _write(path / "cgroup.subtree_control", f"+{place.controller}")
+            except (OSError, SandboxError):
+                continue  # not ours to use: `effective` says so
+            finally:
+                self._made.add(path)
+            self._own[place.controller] = (place.version, path)
+
+    def close(self) -> None:
+        """Remove our directories."""
+        for path in self._made:
+            _remove(path)
+        self._made.clear()
+        self._own.clear()
+
+    @property
+    def effective(self) -> frozenset[str]:
+        """The controllers whose limits hold."""
+        return frozenset(self._own)
+
+    def create(self, name: str, limits: Limits) -> Group:
+        """Cgroups with `limits`, still empty. Raises SandboxError; then nothing is left."""
+        group = Group({key: (version, path / name) for key, (version, path) in self._own.items()})
+        try:
+            for controller, (version, parent) in self._own.items():
+                (parent / name).mkdir(exist_ok=True)
+                for file, value in _settings(controller, version, limits):
+                    _set(parent / name / file, value)
+        except (OSError, SandboxError) as why:
+            group.destroy(0)
+            raise SandboxError(f"a limit cannot be set: {why}") from why
+        return group
+
+
+def _settings(controller: str, version: int, limits: Limits) -> list[tuple[str, str]]:
+    memory, quota = str(limits.memory_bytes // _PAGE * _PAGE), limits.cpu_percent * _CPU_PERIOD_US // 100
+    # One more process: bubblewrap's own first one.
+    pids = [("pids.max", str(limits.pids + 1))]
+    if version == 2:
+        # No memory.high: it only slows a memory bomb down, for half a minute.
+        swap = [("memory.swap.max?", "0"), ("memory.oom.group", "1")]
+        cpu = [("cpu.max", f"{quota} {_CPU_PERIOD_US}")]
+        return {"memory": [("memory.max", memory), *swap], "pids": pids, "cpu": cpu}[controller]
+    swap = [("memory.memsw.limit_in_bytes?", memory), ("memory.swappiness", "0")]
+    cpu = [("cpu.cfs_period_us", str(_CPU_PERIOD_US)), ("cpu.cfs_quota_us", str(quota))]
+    return {"memory": [("memory.limit_in_bytes", memory), *swap], "pids": pids, "cpu": cpu}[controller]
+
+
+def _set(path: Path, value: str) -> None:
+    """Write and read back. A name with `?` is left out where the kernel has no such file."""
+    if path.name.endswith("?"):
+        path = path.with_name(path.name[:-1])
+        if not path.exists():
+            return
+    _write(path, value)
+    if (told := path.read_text().strip()) != value:
+        raise SandboxError(f"{path.name} is {told}, not {value}")
+
+
+def _write(path: Path, value: str) -> None:
+    # Not Path.write_text: Python's buffered files lose an error that comes when they are closed.
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
+    except OSError as why:
+        raise SandboxError(f"{path.name}: {why.strerror}") from why
+
+
+def _pass_on(place: Place) -> None:
+    """v2: let groups below ours have the controller. Only a group without processes of its own may."""
+    try:
+        _write(place.path / "cgroup.subtree_control", f"+{place.controller}")
+    except SandboxError:
+        if (place.path / "cgroup.procs").read_text().split() != [str(os.getpid())]:
+            raise
+        # We are alone in a group that was delegated to us: move into a leaf of it.
+        leaf = place.path / "bento-keeper"
+        leaf.mkdir(exist_ok=True)
+        _write(leaf / "cgroup.procs", str(os.getpid()))
+        _write(place.path / "cgroup.subtree_control", f"+{place.controller}")
+
+
+def _remove(path: Path) -> bool:
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _stamp(pid: int) -> str:
+    """A process, named so that a later one with its number is not mistaken for it."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return f"{pid}-gone"
+    return f"{pid}-{fields[19]}"
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what keepers left that were killed with -9. Their functions died with them; make sure of it."""
+    for path in parent.glob(f"{PREFIX}*"):
+        pid = path.name.removeprefix(PREFIX).partition("-")[0]
+        if not pid.isdigit() or path.name.startswith(f"{PREFIX}{_stamp(int(pid))}-"):
+            continue
+        for leaf in [*path.glob("*/"), path]:
+            with suppress(OSError, ValueError):
+                for member in (leaf / "cgroup.procs").read_text().split():
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.kill(int(member), signal.SIGKILL)
+            Group({"": (0, leaf)}).destroy(0.5)

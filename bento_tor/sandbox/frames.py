@@ -1,0 +1,179 @@
+"""The box's side of the driver's framing: bytes of a sandbox in, frozen frames out. Pure; no socket.
+
+A function can write what it likes to its control socket, so everything that comes from there is hostile: each
+type has its cap, checked before a byte of the body is kept; the first illegal byte, or the function's last
+word, ends the reading for good. The format is described in driver.py, which travels alone and so holds its
+own copy of the numbers (a test compares them).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+HEADER = struct.Struct("!BI")
+CODE_HEADER = struct.Struct("!HI")
+
+# box -> driver
+CODE, INPUT, HOST_REPLY, HOST_REFUSED = 0x01, 0x02, 0x03, 0x04
+# driver -> box
+READY, MESSAGE, PADDING, HOST, RETURNED, RAISED, EXITED = 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x87
+
+END, EOF = 0x01, 0x02  # flags of MESSAGE and INPUT; EOF only on INPUT
+MAX_PART_BYTES = 64 * 1024
+MAX_TRACEBACK_BYTES = 2 * 1024
+MAX_PADDING_BYTES = 1 << 32
+
+# Length of the body: least and most.
+_LENGTHS = {
+    READY: (0, 0),
+    MESSAGE: (1, 1 + MAX_PART_BYTES),
+    PADDING: (8, 8),
+    HOST: (0, 0),
+    RETURNED: (0, 0),
+    RAISED: (0, MAX_TRACEBACK_BYTES),
+    EXITED: (1, 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The interpreter is up and waits for code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A part of a message; `end` closes it."""
+
+    data: bytes
+    end: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """The function asks for `length` bytes of padding."""
+
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostRequest:
+    """The function asks for what it may know about the host; it waits for the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """Last word: the function returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """Last word: it raised; `traceback` is its own text."""
+
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """Last word: it called sys.exit."""
+
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Illegal:
+    """What came is no frame; nothing after it is read."""
+
+    why: str
+
+
+_BARE: dict[int, Ready | HostRequest | Returned] = {
+    READY: Ready(),
+    HOST: HostRequest(),
+    RETURNED: Returned(),
+}
+Frame = Ready | Message | Padding | HostRequest | Returned | Raised | Exited | Illegal
+LAST_WORDS = (Returned, Raised, Exited)
+
+
+class FrameReader:
+    """Cuts a byte stream into frames. Holds at most one unfinished frame."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self.done = False
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
+        """The frames that `data` completes. After an Illegal frame or a last word: none, ever."""
+        if self.done:
+            return []
+        self._buffer += data
+        frames: list[Frame] = []
+        position = 0
+        while not self.done:
+            frame, position = self._cut(position)
+            if frame is None:
+                break
+            frames.append(frame)
+            self.done = isinstance(frame, (Illegal, *LAST_WORDS))
+        if self.done:
+            self._buffer.clear()
+        else:
+            del self._buffer[:position]
+        return frames
+
+    def _cut(self, start: int) -> tuple[Frame | None, int]:
+        body_start = start + HEADER.size
+        if len(self._buffer) < body_start:
+            return None, start
+        kind, length = HEADER.unpack_from(self._buffer, start)
+        least, most = _LENGTHS.get(kind, (1, 0))
+        if not least <= length <= most:
+            # Checked before the body arrives: a claim of 4 GiB costs us nothing.
+            return Illegal(f"frame type {kind:#x} with {length} bytes"), start
+        end = body_start + length
+        if len(self._buffer) < end:
+            return None, start
+        return _decode(kind, bytes(memoryview(self._buffer)[body_start:end])), end
+
+
+def _decode(kind: int, body: bytes) -> Frame:
+    if kind == MESSAGE:
+        if body[0] & ~END:
+            return Illegal(f"message flags {body[0]:#x}")
+        return Message(body[1:], bool(body[0] & END))
+    if kind == PADDING:
+        length = int.from_bytes(body, "big")
+        return Padding(length) if length <= MAX_PADDING_BYTES else Illegal(f"padding of {length} bytes")
+    if kind == RAISED:
+        return Raised(body.decode("utf-8", "replace"))
+    if kind == EXITED:
+        return Exited(body[0])
+    return _BARE[kind]
+
+
+def encode_code(call: str, arguments: str, source: bytes) -> bytes:
+    """Start the function: `call` is the name, `arguments` the literal source of a pair (list, dict)."""
+    name, literal = call.encode(), arguments.encode()
+    return _encode(CODE, CODE_HEADER.pack(len(name), len(literal)) + name + literal + source)
+
+
+def encode_input(data: bytes, *, end: bool, eof: bool = False) -> bytes:
+    """A part of a message for the function; `eof`: there will be no more of anything."""
+    return _encode(INPUT, bytes([(END if end else 0) | (EOF if eof else 0)]) + data)
+
+
+def encode_host_reply(facts: Mapping[str, object]) -> bytes:
+    """Answer a HostRequest."""
+    return _encode(HOST_REPLY, json.dumps(facts, ensure_ascii=False).encode())
+
+
+def encode_host_refusal(sentence: str) -> bytes:
+    """Answer a HostRequest with no: the function sees PermissionError."""
+    return _encode(HOST_REFUSED, sentence.encode())
+
+
+def _encode(kind: int, body: bytes) -> bytes:
+    return HEADER.pack(kind, len(body)) + body

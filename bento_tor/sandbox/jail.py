@@ -1,0 +1,193 @@
+"""The jail: starts sandboxes. Nothing of a function's is ever run in another way.
+
+As root each session gets a user id of its own, and bubblewrap itself runs under it: started by root it would
+run the function as root. Call everything here from the main thread: a sandbox dies with the thread that
+started it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import subprocess
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from bento_tor.errors import SandboxError
+from bento_tor.policy.limits import Limits
+from bento_tor.policy.outcome import Kind
+from bento_tor.sandbox.bytecode import compile_driver
+from bento_tor.sandbox.cell import Cell
+from bento_tor.sandbox.cgroups import Cgroups
+from bento_tor.sandbox.images import Image
+from bento_tor.sandbox.plumbing import Plumbing
+from bento_tor.sandbox.spec import DRIVER, Spec
+from bento_tor.sandbox.uids import Uids
+
+_START_TIMEOUT_S = 10.0
+_STACK_BYTES = 8 * 1024 * 1024
+# The driver's own file is written below the limit of file sizes, too.
+_MIN_FILE_BYTES = 1024 * 1024
+# bubblewrap and the dynamic loader need these many themselves.
+_MIN_FILES = 16
+# Address space is not memory: an interpreter maps much that it never touches.
+_UNTOUCHED_BYTES = 128 * 1024 * 1024
+# bubblewrap outside the namespaces, and its first process inside.
+_OWN_PROCESSES = 2
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class Jail:
+    """A place to start sandboxes of one image in. Open it before use, in the process that will spawn them.
+
+    `uids`: the host user ids for sessions (root only; default: a block that no other box here uses).
+    `cgroups`: which limits hold for a session as a whole; default: what this process finds."""
+
+    def __init__(self, image: Image, *, uids: range | None = None, cgroups: Cgroups | None = None) -> None:
+        self.image = image
+        self._uids = Uids(uids) if os.geteuid() == 0 else None
+        self._cgroups = cgroups or Cgroups.of_this_process()
+        self._driver = b""
+
+    def open(self) -> None:
+        """Take cgroups and user ids. Raises SandboxError."""
+        self._driver = compile_driver(self.image, DRIVER)
+        # A sandbox's first process is bubblewrap's child: when that ends, it shall be ours to reap, not
+        # init's.
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        if self._uids is not None:
+            self._uids.open()
+        self._cgroups.open()
+
+    def close(self) -> None:
+        """Give everything back. All cells have been collected by then."""
+        self._cgroups.close()
+        if self._uids is not None:
+            self._uids.close()
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def effective(self) -> frozenset[str]:
+        """Which of `memory`, `pids`, `cpu` are limited for a session as a whole. The rest is rlimits only."""
+        return self._cgroups.effective
+
+    def start(self, limits: Limits) -> Cell:
+        """Start an interpreter that waits for code. Its limits hold before it runs. Raises SandboxError."""
+        uid = self._uids.take() if self._uids is not None else None
+        try:
+            plumbing = Plumbing.open(self._driver)
+            cell = self._spawn(plumbing, limits, uid)
+        except BaseException:
+            self._give_back(uid)
+            raise
+        cell.when_gone(partial(self._give_back, uid))
+        self._release(cell, plumbing, limits)
+        return cell
+
+    def _spawn(self, plumbing: Plumbing, limits: Limits, uid: int | None) -> Cell:
+        """bubblewrap, up to where its first process waits."""
+        process = None
+        try:
+            process = self._run(plumbing, limits, uid)
+            plumbing.close_inner()
+            pid = plumbing.read_pid(_START_TIMEOUT_S)
+            return Cell(process=process, pid=pid, control=plumbing.control, log=plumbing.log, limits=limits)
+        except BaseException as why:
+            if process is not None:
+                process.kill()
+                process.wait()
+            # Its first process may be gone before we can take hold of it.
+            failure = plumbing.failure() if isinstance(why, OSError) else None
+            plumbing.close()
+            if failure is not None:
+                raise failure from why
+            raise
+
+    def _release(self, cell: Cell, plumbing: Plumbing, limits: Limits) -> None:
+        """Put the waiting process under its limits, then let it go on."""
+        try:
+            cell.join(self._cgroups.create(str(cell.pid), limits))
+            if self._uids is None:
+                _limit_processes(cell.pid, limits)
+            plumbing.release.write(b"\n")
+        except BaseException as why:
+            died = cell.ended
+            # Before `release` is closed: that, too, lets the process go on.
+            cell.kill(Kind.LOST)
+            failure = plumbing.failure() if died or isinstance(why, OSError) else None
+            cell.collect()
+            if failure is not None:
+                raise failure from why
+            raise
+        finally:
+            plumbing.info.close()
+            plumbing.release.close()
+
+    def _run(self, plumbing: Plumbing, limits: Limits, uid: int | None) -> subprocess.Popen[bytes]:
+        fds = plumbing.fds()
+        # Never host user id 0: bubblewrap itself runs as the session's user, with no group but its own.
+        no_groups: list[int] | None = None if uid is None else []
+        try:
+            return subprocess.Popen(
+                Spec(self.image, limits, fds).argv(),
+                env={},  # the keeper's environment is none of the function's business
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=plumbing.inner_log,
+                stderr=plumbing.inner_log,
+                pass_fds=fds.all(),
+                start_new_session=True,  # a Ctrl-C at the operator's terminal is for the keeper alone
+                preexec_fn=partial(_limit_self, self._rlimits(limits, private_uid=uid is not None)),
+                user=uid,
+                group=uid,
+                extra_groups=no_groups,
+            )
+        except FileNotFoundError as why:
+            raise SandboxError("bubblewrap is not installed", hint="install the package bubblewrap") from why
+        except (OSError, subprocess.SubprocessError) as why:
+            raise SandboxError(f"bubblewrap cannot be started: {why}") from why
+
+    def _rlimits(self, limits: Limits, *, private_uid: bool) -> dict[int, int]:
+        rlimits = {
+            resource.RLIMIT_CORE: 0,
+            resource.RLIMIT_FSIZE: max(limits.data_bytes, _MIN_FILE_BYTES),
+            resource.RLIMIT_MEMLOCK: 0,
+            resource.RLIMIT_MSGQUEUE: 0,
+            resource.RLIMIT_NOFILE: max(limits.open_files, _MIN_FILES),
+            resource.RLIMIT_RTPRIO: 0,
+            resource.RLIMIT_STACK: _STACK_BYTES,
+        }
+        if private_uid:
+            rlimits[resource.RLIMIT_NPROC] = limits.pids + _OWN_PROCESSES
+        if "memory" not in self.effective:
+            rlimits[resource.RLIMIT_AS] = limits.memory_bytes + _UNTOUCHED_BYTES
+        return rlimits
+
+    def _give_back(self, uid: int | None) -> None:
+        if uid is not None and self._uids is not None:
+            self._uids.give_back(uid)
+
+
+def _limit_self(rlimits: dict[int, int]) -> None:
+    """In the child, between fork and exec: root without CAP_SYS_RESOURCE could not do it from outside."""
+    for which, value in rlimits.items():
+        _, hard = resource.getrlimit(which)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(which, (value, value))
+
+
+def _limit_processes(pid: int, limits: Limits) -> None:
+    """Rootless: the user has processes of his own, so only those in the sandbox's user namespace may be
+    counted."""
+    value = limits.pids + _OWN_PROCESSES
+    resource.prlimit(pid, resource.RLIMIT_NPROC, (value, value))

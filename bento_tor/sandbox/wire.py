@@ -1,0 +1,110 @@
+"""What box and keeper say to each other: fixed-size requests and replies. Pure; no socket.
+
+The keeper may be root, and reads from a process that parses strangers' bytes: so there is one size each way,
+no string towards the keeper, and whatever is not exactly right is None.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from bento_tor.policy.limits import Limits
+from bento_tor.policy.outcome import KILLS, Kind, Seen
+
+_START, _KILL = 1, 2
+_STARTED, _FAILED, _ENDED = 1, 2, 3
+MAX_TEXT_BYTES = 200
+# operation, reason, session number, memory, data, wall seconds, pids, CPU percent, open files
+_REQUEST = struct.Struct("!BBQQQIIII")
+# operation, reason, exit status, length of text, session number, text
+_REPLY = struct.Struct(f"!BBBBQ{MAX_TEXT_BYTES}s")
+REQUEST_BYTES, REPLY_BYTES = _REQUEST.size, _REPLY.size
+_KINDS = (None, *sorted(KILLS))
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Box: start session `number`."""
+
+    number: int
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Box: end session `number`, for `reason` (one of KILLS)."""
+
+    number: int
+    reason: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Keeper: it runs. The control socket and the log pipe come with this."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Keeper: it could not be started."""
+
+    number: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Keeper: it is over, and everything of it is gone."""
+
+    number: int
+    seen: Seen
+
+
+def encode_request(request: Start | Kill) -> bytes:
+    """The bytes of a request. A limit too large for its field goes as the largest: the keeper clamps it
+    anyway."""
+    if isinstance(request, Kill):
+        return _REQUEST.pack(_KILL, _KINDS.index(request.reason), request.number, 0, 0, 0, 0, 0, 0)
+    limits = request.limits
+    long = [min(value, 2**64 - 1) for value in (limits.memory_bytes, limits.data_bytes)]
+    short = (limits.wall_s, limits.pids, limits.cpu_percent, limits.open_files)
+    return _REQUEST.pack(_START, 0, request.number, *long, *(min(value, 2**32 - 1) for value in short))
+
+
+def decode_request(data: bytes) -> Start | Kill | None:
+    """The request, or None where it is not one."""
+    if len(data) != _REQUEST.size:
+        return None
+    operation, reason, number, memory, disk, wall_s, pids, cpu, files = _REQUEST.unpack(data)
+    if operation == _START and reason == 0:
+        return Start(number, Limits(memory, pids, cpu, wall_s, disk, files))
+    if operation == _KILL and 0 < reason < len(_KINDS):
+        kind = _KINDS[reason]
+        return Kill(number, kind) if kind is not None else None
+    return None
+
+
+def encode_reply(reply: Started | Failed | Ended) -> bytes:
+    """The bytes of a reply."""
+    if isinstance(reply, Started):
+        return _REPLY.pack(_STARTED, 0, 0, 0, reply.number, b"")
+    if isinstance(reply, Failed):
+        text = reply.why.encode("utf-8", "replace")[:MAX_TEXT_BYTES]
+        return _REPLY.pack(_FAILED, 0, 0, len(text), reply.number, text)
+    return _REPLY.pack(_ENDED, _KINDS.index(reply.seen.killed), reply.seen.status, 0, reply.number, b"")
+
+
+def decode_reply(data: bytes) -> Started | Failed | Ended | None:
+    """The reply, or None where it is not one."""
+    if len(data) != _REPLY.size:
+        return None
+    operation, reason, status, length, number, text = _REPLY.unpack(data)
+    if operation == _STARTED:
+        return Started(number)
+    if operation == _FAILED and length <= MAX_TEXT_BYTES:
+        return Failed(number, text[:length].decode("utf-8", "replace"))
+    if operation == _ENDED and reason < len(_KINDS):
+        return Ended(number, Seen(status, _KINDS[reason]))
+    return None

@@ -1,0 +1,73 @@
+"""One image and one jail for all; after each test nothing of a sandbox may be left."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import psutil
+import pytest
+
+from bento_tor.sandbox import images
+from bento_tor.sandbox.jail import Jail
+
+HERE = Path(__file__).parent
+
+
+def load_runner() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("sandbox_runner", HERE / "runner.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def runner() -> ModuleType:
+    return load_runner()
+
+
+@pytest.fixture(scope="session")
+def image() -> images.Image:
+    return images.build("python", images.default_dir(), lambda text: None)
+
+
+@pytest.fixture(scope="session")
+def jail(image) -> Iterator[Jail]:
+    with Jail(image) as jail:
+        yield jail
+
+
+@pytest.fixture
+def run(runner, jail, nothing_left):
+    return partial(runner.run, jail)
+
+
+def own_cgroups() -> list[Path]:
+    return list(Path("/sys/fs/cgroup").glob(f"**/bento-tor-{os.getpid()}-*"))
+
+
+def leftovers(mounts: str, files: int) -> list[str]:
+    found = [str(process) for process in psutil.Process().children(recursive=True)]
+    found += [str(leaf) for group in own_cgroups() for leaf in group.iterdir() if leaf.is_dir()]
+    if Path("/proc/self/mountinfo").read_text() != mounts:
+        found.append("a mount")
+    if (now := psutil.Process().num_fds()) > files:
+        found.append(f"{now - files} descriptors")
+    return found
+
+
+@pytest.fixture
+def nothing_left(jail) -> Iterator[None]:
+    before = Path("/proc/self/mountinfo").read_text(), psutil.Process().num_fds()
+    yield
+    deadline = time.monotonic() + 5
+    while (found := leftovers(*before)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not found

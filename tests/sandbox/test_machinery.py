@@ -1,0 +1,176 @@
+"""Images, the trial, the private view: what a box needs before the first function, and how it fails."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import stat
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from bento_tor.cli.image import command
+from click.testing import CliRunner
+
+from bento_tor.errors import ConfigError, SandboxError
+from bento_tor.policy.limits import Limits
+from bento_tor.sandbox import images, spec, trial
+from bento_tor.sandbox.cgroups import PREFIX, Cgroups
+from bento_tor.sandbox.hierarchies import find_places
+from bento_tor.sandbox.jail import Jail
+from bento_tor.sandbox.mounts import private_view
+
+pytestmark = pytest.mark.sandbox
+
+
+def test_the_trial_passes(jail, nothing_left):
+    trial.check(jail)
+
+
+def test_a_jail_leaves_no_cgroups(image):
+    groups = set(Path("/sys/fs/cgroup").glob(f"**/{PREFIX}*"))
+    with Jail(image) as jail:
+        trial.check(jail)
+        assert jail.effective or os.geteuid() != 0
+    assert set(Path("/sys/fs/cgroup").glob(f"**/{PREFIX}{os.getpid()}-*")) <= groups
+
+
+def test_a_machine_without_bubblewrap_is_told_so(jail, monkeypatch, nothing_left):
+    monkeypatch.setattr(spec, "BWRAP", "bwrap-that-is-not-there")
+    with pytest.raises(SandboxError) as error:
+        jail.start(Limits())
+    assert error.value.message == "bubblewrap is not installed"
+    assert "install the package bubblewrap" in error.value.hint
+
+
+def test_an_image_that_went_away_fails_the_trial_in_words(image, nothing_left):
+    gone = images.Image(**{**{f: getattr(image, f) for f in image.__slots__}, "path": Path("/nowhere")})
+    with Jail(gone) as jail, pytest.raises(SandboxError, match="/nowhere/site-packages"):
+        trial.check(jail)
+
+
+def test_an_interpreter_that_went_away_is_named(image, nothing_left):
+    gone = images.Image(**{**{f: getattr(image, f) for f in image.__slots__}, "python": "/usr/bin/python3.99"})
+    with pytest.raises(SandboxError, match=r"/usr/bin/python3\.99 does not run"), Jail(gone):
+        pass
+
+
+def test_an_image_is_built_once_and_readable_by_all(image):
+    began = time.monotonic()
+    said = []
+    assert images.build("python", image.path.parent, said.append) == image
+    assert time.monotonic() - began < 1
+    assert said == []
+    assert image.python.startswith("/usr/bin/python3.")
+    for path in [image.path, *image.path.rglob("*")]:
+        assert path.stat().st_mode & stat.S_IROTH, path
+    assert images.load(image.path.parent, "python") == image
+    assert images.built(image.path.parent) == [image]
+
+
+def test_a_damaged_image_is_built_anew_and_leaves_nothing_beside_it():
+    with tempfile.TemporaryDirectory(prefix="bento-images-") as directory:
+        (Path(directory) / "python/site-packages").mkdir(parents=True)
+        (Path(directory) / "python/image.json").write_text("{")
+        said = []
+        image = images.build("python", Path(directory), said.append)
+        assert len(said) == 1
+        assert (image.packages / "socks.py").is_file()
+        assert os.listdir(directory) == ["python"]
+        assert sorted(os.listdir(image.path)) == ["image.json", "site-packages"]
+
+
+def test_an_image_that_is_missing_or_unknown_is_an_error_with_a_hint(tmp_path):
+    with pytest.raises(SandboxError) as missing:
+        images.load(tmp_path, "python")
+    assert missing.value.hint == "make it with 'bento-tor image build python'"
+    with pytest.raises(ConfigError, match="no image 'windows'"):
+        images.build("windows", tmp_path, print)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(SandboxError, match="cannot be written"):
+        images.build("python", blocked / "images", print)
+
+
+def test_the_image_command_is_quiet_when_there_is_nothing_to_do(image):
+    runner = CliRunner()
+    directory = str(image.path.parent)
+    again = runner.invoke(command, ["build", "--dir", directory])
+    assert (again.exit_code, again.output) == (0, "")
+    facts = json.loads(runner.invoke(command, ["build", "--json", "--dir", directory]).stdout)
+    assert facts["digest"] == image.digest
+    assert json.loads(runner.invoke(command, ["list", "--json", "--dir", directory]).stdout) == {"images": [facts]}
+    assert runner.invoke(command, ["list", "--dir", directory]).stdout.startswith("python  Python 3.")
+
+
+def test_leftovers_of_a_killed_keeper_are_swept(jail):
+    if not jail.effective:
+        assert os.geteuid() != 0
+        return
+    text = Path("/proc/self/cgroup").read_text(), Path("/proc/self/mountinfo").read_text()
+    left = [place.path / f"{PREFIX}1-1" for place in find_places(*text)]
+    for path in left:
+        (path / "leaf").mkdir(parents=True)
+    with_us = Cgroups.of_this_process()
+    with_us.open()
+    with_us.close()
+    assert not any(path.exists() for path in left)
+
+
+def test_a_private_view_shows_what_a_private_home_hides():
+    """As root, in a process of its own: another user id reaches the directory, the host's mounts stay as they were."""
+    before = Path("/proc/self/mountinfo").read_text()
+    home = Path(tempfile.mkdtemp(prefix="bento-view-"))
+    (home / "state").mkdir()
+    (home / "state/file").write_text("here")
+    try:
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.write(write, _look(home).encode())
+            except BaseException as error:
+                os.write(write, repr(error).encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        os.waitpid(pid, 0)
+        told = os.read(read, 4096).decode()
+        os.close(read)
+        if os.geteuid() == 0:
+            assert told == "/mnt/state here Permission denied"
+        else:
+            assert "cannot have mounts of its own" in told
+        assert Path("/proc/self/mountinfo").read_text() == before
+    finally:
+        shutil.rmtree(home)
+
+
+def _look(home: Path) -> str:
+    view = private_view({"state": home / "state"})
+    os.setresgid(54_321, 54_321, 54_321)
+    os.setresuid(54_321, 54_321, 54_321)
+    try:
+        (home / "state/file").read_text()
+        hidden = "readable"
+    except OSError as error:
+        hidden = error.strerror
+    return f"{view['state']} {(view['state'] / 'file').read_text()} {hidden}"
+
+
+def test_a_missing_directory_is_named_before_anything_is_mounted():
+    if os.geteuid() != 0:
+        return
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            private_view({"state": Path("/nowhere/at/all")})
+        except SandboxError as error:
+            status = 0 if "/nowhere/at/all" in error.message and not ctypes.get_errno() else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -1,0 +1,281 @@
+"""The parts that need no jail: outcomes, frames, requests, the command line, where cgroups are."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bento_tor.errors import ConfigError, RemoteProtocolError
+from bento_tor.policy.limits import Limits
+from bento_tor.policy.outcome import KILLS, Kind, Outcome, Seen, judge
+from bento_tor.sandbox import driver, frames, wire
+from bento_tor.sandbox.hierarchies import Place, find_places
+from bento_tor.sandbox.images import Image
+from bento_tor.sandbox.spec import Fds, Spec
+from bento_tor.sandbox.uids import Uids
+
+RETURNED, RAISED = Outcome.returned(), Outcome.raised("ValueError")
+
+# What the function said, what was seen from outside, whether the driver was up; the word that comes of it.
+VERDICTS = [
+    (RETURNED, Seen(0), True, "returned"),
+    (RAISED, Seen(1), True, "raised"),
+    (Outcome.exited(3), Seen(3), True, "exited:3"),
+    (Outcome.exited(139), Seen(139), True, "exited:139"),
+    (None, Seen(0), True, "exited:0"),
+    (None, Seen(4), True, "exited:4"),
+    (None, Seen(139), True, "crashed:SIGSEGV"),
+    (None, Seen(255), True, "exited:255"),
+    (None, Seen(128), True, "exited:128"),
+    (RETURNED, Seen(1), True, "exited:1"),
+    (RETURNED, Seen(139), True, "crashed:SIGSEGV"),
+    (RAISED, Seen(0), True, "exited:0"),
+    (Outcome.exited(3), Seen(4), True, "exited:4"),
+    (RETURNED, Seen(137, Kind.KILLED_TIME), True, "killed:time"),
+    (RETURNED, Seen(0, Kind.KILLED_MEMORY), True, "killed:memory"),
+    (None, Seen(137, Kind.KILLED_OPERATOR), False, "killed:operator"),
+    (None, Seen(1), False, "lost"),
+    (RETURNED, None, True, "lost"),
+]
+
+
+@pytest.mark.parametrize(("said", "seen", "ready", "word"), VERDICTS)
+def test_what_is_seen_from_outside_overrides_what_is_said(said, seen, ready, word):
+    assert judge(said, seen, ready=ready).word == word
+
+
+@given(st.sampled_from(Kind), st.integers(0, 255), st.integers(1, 64), st.text(max_size=20))
+def test_every_outcome_can_be_read_back(kind, status, number, detail):
+    if kind is Kind.EXITED:
+        outcome = Outcome(kind, detail, status)
+    elif kind is Kind.CRASHED:
+        outcome = Outcome(kind, detail, number)
+    else:
+        outcome = Outcome(kind, detail)
+    assert Outcome.parse(outcome.word, detail) == outcome
+
+
+NO_WORDS = ["", "exited", "exited:", "exited:x", "exited:-1", "exited:1234", "crashed", "crashed:SIGFOO", "killed"]
+
+
+@pytest.mark.parametrize("word", [*NO_WORDS, "returned:1", "Returned", "lost:", "killed:", "exited:\u0663"])
+def test_what_is_no_outcome_is_the_peers_fault(word):
+    with pytest.raises(RemoteProtocolError):
+        Outcome.parse(word)
+
+
+def test_only_a_function_that_came_to_its_end_succeeded():
+    assert RETURNED.succeeded
+    assert Outcome.exited(0).succeeded
+    assert not any(o.succeeded for o in (RAISED, Outcome.exited(1), Outcome.crashed(11), Outcome.lost()))
+    assert not any(Outcome.killed(kind).succeeded or not Outcome.killed(kind).detail for kind in KILLS)
+
+
+def test_driver_and_box_agree_about_the_framing():
+    """The driver travels alone, so it has a copy of each number."""
+    shared = [name for name in vars(driver) if name.isupper() and hasattr(frames, name)]
+    assert len(shared) >= 16
+    assert {name: getattr(driver, name) for name in shared} == {name: getattr(frames, name) for name in shared}
+    for name in ("READY", "MESSAGE", "PADDING", "HOST", "RETURNED", "RAISED", "EXITED", "CODE", "INPUT"):
+        assert f"{getattr(frames, name):#04x} {name} " in driver.__doc__
+
+
+def frame(kind: int, body: bytes = b"") -> bytes:
+    return frames.HEADER.pack(kind, len(body)) + body
+
+
+LEGAL = [
+    (frame(frames.READY), frames.Ready()),
+    (frame(frames.MESSAGE, b"\0ab"), frames.Message(b"ab", False)),
+    (frame(frames.MESSAGE, b"\x01"), frames.Message(b"", True)),
+    (frame(frames.MESSAGE, b"\x01" + bytes(frames.MAX_PART_BYTES)), frames.Message(bytes(frames.MAX_PART_BYTES), True)),
+    (frame(frames.PADDING, (70_000).to_bytes(8, "big")), frames.Padding(70_000)),
+    (frame(frames.HOST), frames.HostRequest()),
+]
+LAST = [
+    (frame(frames.RETURNED), frames.Returned()),
+    (frame(frames.RAISED, b"\xffoops"), frames.Raised("\ufffdoops")),
+    (frame(frames.EXITED, b"\x03"), frames.Exited(3)),
+]
+ILLEGAL = [
+    frame(0),
+    frame(frames.CODE),
+    frame(0xFF),
+    frame(frames.READY, b"x"),
+    frame(frames.MESSAGE),
+    frame(frames.MESSAGE, b"\x02"),
+    struct.pack("!BI", frames.MESSAGE, frames.MAX_PART_BYTES + 2),
+    struct.pack("!BI", frames.MESSAGE, 0xFFFF_FFFF),
+    struct.pack("!BI", frames.RAISED, frames.MAX_TRACEBACK_BYTES + 1),
+    frame(frames.PADDING, b"\xff" * 8),
+    frame(frames.PADDING, b"1"),
+    frame(frames.EXITED),
+]
+
+
+@given(st.data())
+def test_frames_are_the_same_however_they_are_cut(data):
+    chosen = data.draw(st.lists(st.sampled_from(LEGAL), max_size=8)) + [data.draw(st.sampled_from(LAST))]
+    stream = b"".join(piece for piece, _ in chosen)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=10)))
+    reader = frames.FrameReader()
+    seen = []
+    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        seen += reader.feed(stream[start:end])
+    assert seen == [value for _, value in chosen]
+    assert reader.done
+
+
+@pytest.mark.parametrize("bad", ILLEGAL)
+def test_after_an_illegal_frame_nothing_is_read(bad):
+    reader = frames.FrameReader()
+    seen = [item for byte in LEGAL[0][0] + bad for item in reader.feed(bytes([byte]))]
+    assert [type(item) for item in seen] == [frames.Ready, frames.Illegal]
+    assert reader.feed(LEGAL[0][0]) == []
+
+
+@pytest.mark.parametrize("last", [piece for piece, _ in LAST])
+def test_after_the_last_word_nothing_is_read(last):
+    reader = frames.FrameReader()
+    assert len(reader.feed(last + LEGAL[1][0])) == 1
+    assert reader.feed(LEGAL[1][0]) == []
+
+
+@given(st.binary(max_size=2000))
+def test_noise_never_raises(noise):
+    reader = frames.FrameReader()
+    for start in range(0, len(noise), 7):
+        reader.feed(noise[start : start + 7])
+
+
+REQUESTS = [wire.Start(1, Limits()), wire.Start(2**64 - 1, Limits(1, 2, 3, 4, 5, 6))]
+REQUESTS += [wire.Kill(3, kind) for kind in sorted(KILLS)]
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_requests_have_one_size_and_can_be_read_back(request_):
+    data = wire.encode_request(request_)
+    assert len(data) == wire.REQUEST_BYTES
+    assert wire.decode_request(data) == request_
+
+
+@given(st.binary(max_size=2 * wire.REQUEST_BYTES) | st.binary(min_size=wire.REQUEST_BYTES, max_size=wire.REQUEST_BYTES))
+def test_noise_is_a_request_or_none(noise):
+    request = wire.decode_request(noise)
+    assert request is None or len(noise) == wire.REQUEST_BYTES
+
+
+REPLIES = [wire.Started(1), wire.Failed(2, "\u00fc" * 99), wire.Failed(3, ""), wire.Ended(4, Seen(0))]
+REPLIES += [wire.Ended(5, Seen(137, kind)) for kind in sorted(KILLS)]
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+def test_replies_have_one_size_and_can_be_read_back(reply):
+    data = wire.encode_reply(reply)
+    assert len(data) == wire.REPLY_BYTES
+    assert wire.decode_reply(data) == reply
+    assert wire.decode_reply(data[:-1]) is None
+
+
+def test_a_long_reason_is_cut():
+    reply = wire.decode_reply(wire.encode_reply(wire.Failed(1, "x" * 500)))
+    assert reply == wire.Failed(1, "x" * wire.MAX_TEXT_BYTES)
+
+
+IMAGE = Image(
+    "python", Path("/images/python"), "/usr/bin/python3.11", "3.11.2", "/usr/lib/python3.11", "/usr/lib/x", "d"
+)
+
+
+def argv(**limits):
+    return Spec(IMAGE, Limits(**limits), Fds(control=3, driver=4, info=5, block=6)).argv()
+
+
+def test_every_namespace_is_new_and_nothing_is_kept():
+    line = argv()
+    for kind in ("user", "pid", "net", "ipc", "uts", "cgroup"):
+        assert f"--unshare-{kind}" in line
+    for flag in ("--clearenv", "--new-session", "--die-with-parent", "--disable-userns"):
+        assert flag in line
+    assert "--proc" not in line
+    assert line[line.index("--cap-drop") + 1] == "ALL"
+
+
+def test_only_data_can_be_written():
+    line = argv(data_bytes=1 << 20)
+    assert "--bind" not in line
+    assert line.count("--tmpfs") == 1
+    assert line[line.index("--size") : line.index("--size") + 4] == ["--size", str(1 << 20), "--tmpfs", "/data"]
+    assert line[line.index("--remount-ro") + 1] == "/"
+    assert all(line[i + 1].startswith("/dev/") for i, part in enumerate(line) if part == "--dev-bind")
+
+
+def test_no_size_is_not_any_size():
+    assert argv(data_bytes=0)[argv().index("--size") + 1] == "4096"
+
+
+V1 = """\
+9:name=systemd:/
+8:pids:/
+5:cpu,cpuacct:/box
+4:memory:/a/b
+0::/unified
+"""
+V1_MOUNTS = """\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / {root}/cpu rw,relatime - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 /a {root}/memory rw,relatime - cgroup cgroup rw,memory
+39 31 0:36 / {root}/pids rw,relatime shared:3 - cgroup cgroup rw,pids
+41 31 0:38 / {root}/unified rw,relatime - cgroup2 cgroup2 rw
+"""
+
+
+def test_cgroup_v1_is_used_below_our_own_groups(tmp_path):
+    assert find_places(V1, V1_MOUNTS.format(root=tmp_path)) == [
+        Place("memory", 1, tmp_path / "memory/b"),
+        Place("pids", 1, tmp_path / "pids"),
+        Place("cpu", 1, tmp_path / "cpu/box"),
+    ]
+
+
+def test_cgroup_v2_is_used_for_what_it_has(tmp_path):
+    own = tmp_path / "unified/unified"
+    own.mkdir(parents=True)
+    (own / "cgroup.controllers").write_text("memory hugetlb\n")
+    places = find_places(V1, V1_MOUNTS.format(root=tmp_path))
+    assert places[0] == Place("memory", 2, own)
+    assert [place.version for place in places] == [2, 1, 1]
+
+
+def test_no_cgroups_are_no_error():
+    assert find_places("0::/\n", "") == []
+    assert find_places("", V1_MOUNTS.format(root="/nowhere")) == []
+
+
+@pytest.mark.parametrize("uids", [range(0, 10), range(500, 2000), range(0)])
+def test_no_session_gets_root_or_a_system_user(uids):
+    with pytest.raises(ConfigError):
+        Uids(uids)
+
+
+def test_a_user_id_is_used_again_as_late_as_possible():
+    uids = Uids(range(2000, 2003))
+    uids.open()
+    first = uids.take()
+    uids.give_back(first)
+    assert [uids.take(), uids.take(), uids.take()] == [2001, 2002, first]
+
+
+def test_two_boxes_on_a_machine_have_different_user_ids():
+    one, two = Uids(), Uids()
+    one.open()
+    two.open()
+    try:
+        assert one.take() != two.take()
+    finally:
+        one.close()
+        two.close()

@@ -1,0 +1,76 @@
+"""The same jail for an ordinary user: no user ids to give away, perhaps no cgroups."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import bento_tor
+
+pytestmark = pytest.mark.sandbox
+
+HERE = Path(__file__).parent
+ORDINARY_UID = 54_321
+
+
+@pytest.fixture(scope="module")
+def told(image):
+    """What rootless.py tells. It runs from a copy: the repository may be in a private home."""
+    with tempfile.TemporaryDirectory(prefix="bento-rootless-") as copy:
+        for package in (Path(bento_tor.__file__).parent, Path(msgspec.__file__).parent):
+            shutil.copytree(package, Path(copy) / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+        for file in ("runner.py", "rootless.py"):
+            shutil.copy(HERE / file, copy)
+        subprocess.run(["chmod", "-R", "a+rX", copy], check=True)
+        command = ["/usr/bin/python3", "-I", "-B", f"{copy}/rootless.py", str(image.path.parent), copy]
+        if os.geteuid() == 0:
+            command = ["setpriv", f"--reuid={ORDINARY_UID}", f"--regid={ORDINARY_UID}", "--clear-groups", *command]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd="/")
+        assert answer.returncode == 0, answer.stderr
+        return json.loads(answer.stdout)
+
+
+def test_it_is_not_root(told):
+    assert told["uid"] != 0
+    assert sys.version_info >= (3, 11)
+
+
+ENDS = [
+    ("returns", "returned", ""),
+    ("raises", "raised", "ValueError: no"),
+    ("exits", "exited:3", ""),
+    ("crashes", "crashed:SIGABRT", ""),
+    ("passwd", "raised", "No such file or directory"),
+    ("root", "raised", "Read-only file system"),
+    ("network", "raised", "Network is unreachable"),
+    ("forks", "raised", "BlockingIOError"),
+]
+
+
+@pytest.mark.parametrize(("name", "word", "detail"), ENDS)
+def test_a_function_of_an_ordinary_users_box(told, name, word, detail):
+    assert told[name][0] == word, told[name]
+    assert detail in told[name][1]
+
+
+def test_memory_is_limited_with_or_without_cgroups(told):
+    assert told["memory"][0] == ("killed:memory" if "memory" in told["effective"] else "raised"), told["memory"]
+
+
+def test_values_come_back(told):
+    assert told["returns"][2] == ["17"]
+    assert told["user"][2] == ["1000"]
+
+
+def test_forbidden_user_namespaces_are_named(told):
+    assert "bubblewrap cannot make a sandbox" in told["forbidden"]
+    assert "namespace" in told["forbidden"].partition("|")[0]
+    assert "let ordinary users make user namespaces" in told["forbidden"]
