@@ -127,6 +127,15 @@ class Box:
             self.maybe_policy = document.decode(answer.document)
         return self.maybe_policy
 
+    def ping(self) -> float:
+        """Seconds for a round trip to the box and back."""
+        self._fly([])
+        begun = time.monotonic()
+        self._wire.send(m.Ping(0))
+        if not isinstance(self._answer(CONNECTION), m.Pong):
+            raise RemoteProtocolError("the box answered something else than Pong")
+        return time.monotonic() - begun
+
     def upload(self, source: Source) -> Function:
         """Store a function under fresh tokens."""
         invocation, shutdown = _fresh_token(), _fresh_token()

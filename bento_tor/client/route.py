@@ -23,7 +23,7 @@ DEFAULT_PORT = 80
 
 
 class BoxAddress(msgspec.Struct, frozen=True):
-    """Where a box is: `onion` (host and port, through tor), or `direct` (a unix socket or a port, for tests: no Tor)."""
+    """Where a box is: `onion` (host and port, through tor), or `direct` (a unix socket, for tests: no Tor)."""
 
     route: Literal["onion", "direct"]
     host: str
@@ -36,7 +36,7 @@ class BoxAddress(msgspec.Struct, frozen=True):
 def parse_address(text: str) -> BoxAddress:
     """`<56 letters>.onion[:PORT]`, or `unix:PATH` for a box on this machine.
 
-    Raises ConfigError where it is neither; an onion address with a wrong checksum is found here, before tor is asked."""
+    Raises ConfigError where it is neither; a wrong checksum is found here, before tor is asked."""
     if text.startswith("unix:") and len(text) > 5:
         return BoxAddress("direct", text)
     host, _, port_text = text.partition(":")

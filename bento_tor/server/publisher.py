@@ -25,7 +25,9 @@ _POLL_S = 0.5
 
 
 class Publisher:
-    """Publishes `seed`'s service until it is stopped. `done(None)` after the first success, `done(error)` if that fails."""
+    """Publishes `seed`'s service until it is stopped.
+
+    `done` is called once: with None after the first success, with the error if there is none."""
 
     def __init__(
         self,

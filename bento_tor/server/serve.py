@@ -35,7 +35,7 @@ from bento_tor.sandbox.trial import check
 from bento_tor.server.box import Box
 from bento_tor.server.publisher import Publisher
 from bento_tor.server.settings import BoxConfig
-from bento_tor.server.state import StateDir, listen, maybe_relay_onion, open_state
+from bento_tor.server.state import StateDir, listen, maybe_relay, open_state
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class _Keeping:
 
     def _onion(self) -> tuple[str, int, str, bytes | None]:
         """The box's address, and who puts it up: the relay's tor, or we; never both."""
-        relay = maybe_relay_onion(self._view["state"])
+        relay = maybe_relay(self._view["state"])
         if relay is not None:
             if self._config.publish:
                 raise ConfigError(

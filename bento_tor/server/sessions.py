@@ -51,6 +51,7 @@ class Session:
         self.maybe_outcome: Outcome | None = None
         self.log_tail = b""
         self.input_received = 0  # units taken from clients
+        self._input_ended = False
         self._input_written = 0  # units handed to the function
         self._kept_bytes = kept_bytes
         self._host = host
@@ -79,8 +80,19 @@ class Session:
         if self._maybe_displace == displaced:
             self._maybe_displace = None
 
-    def put_input(self, data: bytes, *, end: bool, eof: bool) -> None:
-        """Hand input on. The protocol's window bounds what waits here."""
+    def put_input(self, offset: int, data: bytes, *, end: bool, eof: bool) -> None:
+        """Hand input on, once: a flight that tor brought twice says again what is here already.
+
+        The protocol's window bounds what waits here."""
+        known = max(0, self.input_received - offset)
+        if known > len(data) + end or (known == len(data) + end and not eof):
+            return
+        # The last unit, the message's end, is known only where all of it is.
+        end = end and known <= len(data)
+        data = data[known:]
+        if self._input_ended:
+            return
+        self._input_ended = eof
         units = len(data) + end
         self.input_received += units
         self._inbox.put_nowait((frames.encode_input(data, end=end, eof=eof), units))

@@ -18,15 +18,10 @@ from pathlib import Path
 import msgspec
 
 from bento_tor.controller.endpoints import Endpoint
+from bento_tor.controller.relay import SetUp
 from bento_tor.errors import ConfigError
 
-
-class RelayOnion(msgspec.Struct, frozen=True):
-    """What setup-relay leaves here: the address that the relay's tor gave to the box."""
-
-    address: str
-    port: int
-    control: str
+_RELAY_FILE = "relay.json"
 
 
 class StateDir:
@@ -72,31 +67,31 @@ def open_state(path: Path, *, box_uid: int | None) -> StateDir:
     return StateDir(path, fd)
 
 
-def maybe_relay_onion(state: Path) -> RelayOnion | None:
-    """The onion service that setup-relay made for this box, if it did."""
-    path = state / "onion.json"
+def maybe_relay(state: Path) -> SetUp | None:
+    """What setup-relay did for this box, if it did."""
+    path = state / _RELAY_FILE
     try:
-        return msgspec.json.decode(path.read_bytes(), type=RelayOnion)
+        return msgspec.json.decode(path.read_bytes(), type=SetUp)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as why:
         raise ConfigError(f"{path} cannot be used: {why}", hint="run setup-relay again") from why
 
 
-def write_relay_onion(state: Path, onion: RelayOnion) -> None:
-    """Leave word of the onion service for `serve`."""
+def write_relay(state: Path, record: SetUp) -> None:
+    """Leave word for `serve`, and for the way back. Replaces the whole file at once."""
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o711)
-        temporary = state / "onion.json.new"
-        temporary.write_bytes(msgspec.json.encode(onion))
-        temporary.rename(state / "onion.json")
+        temporary = state / f"{_RELAY_FILE}.new"
+        temporary.write_bytes(msgspec.json.encode(record))
+        temporary.rename(state / _RELAY_FILE)
     except OSError as why:
-        raise ConfigError(f"cannot write into {state}: {why.strerror}") from why
+        raise ConfigError(f"cannot write into {state}: {why.strerror}", hint="choose another folder: --state") from why
 
 
-def remove_relay_onion(state: Path) -> None:
+def remove_relay(state: Path) -> None:
     """setup-relay has undone its work."""
-    (state / "onion.json").unlink(missing_ok=True)
+    (state / _RELAY_FILE).unlink(missing_ok=True)
 
 
 def listen(endpoint: Endpoint) -> socket.socket:

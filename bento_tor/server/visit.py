@@ -33,7 +33,7 @@ _READ_BYTES = 64 * 1024
 # Input is acknowledged when this much has been taken since the last Ack.
 _ACK_EVERY_UNITS = m.INITIAL_WINDOW // 4
 
-_NO_SUCH_TOKEN = "this token opens nothing here"
+_OPENS_NOTHING = "this token opens nothing here"
 
 
 class Visit:
@@ -143,20 +143,20 @@ class Visit:
         elif saved is Saved.FULL:
             await self._refuse(channel, m.Code.FULL, "this box keeps as many functions as it can")
         else:
-            await self._refuse(channel, m.Code.TOKEN, _NO_SUCH_TOKEN)
+            await self._refuse(channel, m.Code.TOKEN, _OPENS_NOTHING)
 
     async def _shutdown(self, shutdown: m.Shutdown) -> None:
         if await self._desk.erase(shutdown.shutdown):
             await self.send(m.Gone(shutdown.channel))
         else:
-            await self._refuse(shutdown.channel, m.Code.TOKEN, _NO_SUCH_TOKEN)
+            await self._refuse(shutdown.channel, m.Code.TOKEN, _OPENS_NOTHING)
 
     # --- running ----------------------------------------------------------------------------------------------
 
     async def _execute(self, execute: m.Execute) -> None:
         stored = await self._desk.maybe_load(execute.invocation)
         if stored is None:
-            await self._refuse(execute.channel, m.Code.TOKEN, _NO_SUCH_TOKEN)
+            await self._refuse(execute.channel, m.Code.TOKEN, _OPENS_NOTHING)
             return
         manifest = manifests.decode(stored.manifest)
         if reasons := document.misfits(manifest, self._desk.policy):
@@ -189,7 +189,7 @@ class Visit:
         """What became of a session that is not in memory: told to its own token only."""
         word = await self._desk.maybe_word(open_.session)
         if word is None:
-            await self._refuse(open_.channel, m.Code.TOKEN, _NO_SUCH_TOKEN)
+            await self._refuse(open_.channel, m.Code.TOKEN, _OPENS_NOTHING)
             return
         detail = "the box stopped while the function ran" if word == "lost" else "its output is no longer kept"
         await self.send(m.Ended(open_.channel, word, detail, b""))
@@ -201,8 +201,8 @@ class Visit:
                 if reading is not None:
                     reading.stop()
                 await self.send(m.Gone(message.channel))
-            case m.Input() if reading:
-                reading.session.put_input(message.data, end=message.end, eof=message.eof)
+            case m.Input() if reading and not reading.displaced:
+                reading.session.put_input(message.offset, message.data, end=message.end, eof=message.eof)
             case m.Ack() if reading:
                 if reading.acknowledge(message.received):
                     self._desk.forget(reading.session)
@@ -238,11 +238,11 @@ class Reading:
     def __init__(self, visit: Visit, session: Session, channel: int, offset: int) -> None:
         self.session = session
         self.told = False  # the end has been sent
+        self.displaced = False  # a newer reader has taken over
         self._visit = visit
         self._channel = channel
         self._offset = offset
         self._acked_limit = 0
-        self._displaced = False
         self._maybe_task: asyncio.Task[None] | None = None
         self._on_displaced: Callable[[], None] = self._displace
 
@@ -281,7 +281,7 @@ class Reading:
 
     async def _step(self) -> bool:
         """Send what can be sent now. True: there is no more to send, ever."""
-        if self._displaced:
+        if self.displaced:
             self._visit.leave(self._channel)
             await self._visit.send(m.Refused(self._channel, m.Code.DISPLACED, "another client reads this session now"))
             return True
@@ -309,7 +309,7 @@ class Reading:
             await self._visit.send(m.Ack(self._channel, self.session.input_received, limit))
 
     def _displace(self) -> None:
-        self._displaced = True
+        self.displaced = True
         self.session.ring()
 
 
