@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.status import Status
 
 _quiet = False
+_verbose = False
 
 
 def configure(*, quiet: bool, verbose: bool) -> None:
     """Set the volume, once, at the start."""
-    global _quiet
-    _quiet = quiet
+    global _quiet, _verbose
+    _quiet, _verbose = quiet, verbose
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("stem").setLevel(logging.CRITICAL)
@@ -41,6 +42,12 @@ def result_json(value: Any) -> None:
 def say(text: str) -> None:
     """What is being done."""
     if not _quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def detail(text: str) -> None:
+    """More than most want to know: with -v only."""
+    if _verbose:
         print(text, file=sys.stderr, flush=True)
 
 

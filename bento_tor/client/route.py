@@ -104,7 +104,10 @@ def _dial_direct(address: BoxAddress, timeout_s: float) -> socket.socket:
 
 # What tor answers: RFC 1928 below 0xF0; above it tor's ExtendedErrors (tor's man page, SocksPort).
 _MEANINGS = {
-    0x01: ("tor could not connect to {box}", "look at tor's log"),
+    0x01: (
+        "{box} cannot be reached: its onion service closed the connection, or a circuit failed",
+        "is the box running?",
+    ),
     0x02: ("tor does not allow a connection to {box}", "look at the flags of its SocksPort"),
     0x03: ("tor has no way to {box} yet", "wait until tor has bootstrapped"),
     0x04: ("{box} cannot be found or reached", "check the address; a box that just started needs a minute"),

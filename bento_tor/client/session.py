@@ -65,7 +65,7 @@ class Session:
     # --- output -----------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[bytes]:
-        """Messages of the function, until it ends."""
+        """Messages of the function, until it ends. One that its end cut short comes as far as it got."""
         while (message := self.maybe_receive()) is not None:
             yield message
 

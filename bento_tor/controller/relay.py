@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ from bento_tor.controller.onion import is_onion_address, wait_uploaded
 from bento_tor.controller.policy import maybe_exit_policy
 from bento_tor.controller.tor import Tor
 from bento_tor.errors import ConfigError, TorError, TorTimeout
+from bento_tor.policy.exit_policy import accepts, parse
 
 # RFC 5737's TEST-NET-1: on no real network, so it can only be this host's own. The same at every box.
 VIRTUAL_ADDRESS = "192.0.2.80"
@@ -138,11 +140,14 @@ def confirm(tor: Tor, address: str, wanted: Wanted, *, timeout_s: float) -> None
     wait_uploaded(tor, address, timeout_s=timeout_s)
     if wanted.exit_port is None:
         return
-    rule = f"accept {VIRTUAL_ADDRESS}:{wanted.exit_port}"
-    # tor states its policy from its descriptor, which it rebuilds some seconds after a change.
-    while rule not in (maybe_exit_policy(tor) or "").splitlines():
+    # tor states its policy from its descriptor, which it rebuilds some seconds after a change; and it leaves out
+    # rules that a later one makes redundant, so the policy is judged, not searched.
+    box = IPv4Address(VIRTUAL_ADDRESS)
+    while not accepts(parse(maybe_exit_policy(tor) or ""), box, wanted.exit_port):
         if time.monotonic() > deadline:
-            raise TorTimeout(f"tor does not state {rule!r} in its exit policy", hint="see its log; is it a relay?")
+            raise TorTimeout(
+                f"tor does not say that it accepts {box}:{wanted.exit_port}", hint="see its log; is it a relay?"
+            )
         time.sleep(_POLL_S)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from contextlib import suppress
@@ -14,7 +15,7 @@ from bento_tor.cli import ui
 
 from bento_tor.client.session import Session
 from bento_tor.errors import BentoError, ConfigError, FunctionFailed
-from bento_tor.policy.outcome import Outcome
+from bento_tor.policy.outcome import Kind, Outcome
 
 # A message up to this size that is text is a line; anything else is bytes, and not touched.
 _LINE_BYTES = 64 * 1024
@@ -104,10 +105,19 @@ def finish(outcome: Outcome, session: Session, talk: Talk, *, as_json: bool, **m
         ui.say("the function printed:\n" + "\n".join(f"  {line}" for line in ui.escape(printed).splitlines()))
     if outcome.succeeded:
         return
-    sentence = f"the function did not return ({outcome.word})"
-    if outcome.detail:
-        sentence += f": {outcome.detail.strip()}"
-    raise FunctionFailed(sentence)
+    if outcome.kind is Kind.RAISED:
+        if not as_json:
+            ui.detail("its traceback:\n" + ui.escape(outcome.detail))
+        raise FunctionFailed(f"the function raised {_last_words(outcome.detail)}", hint="'bento-tor -v' shows where")
+    raise FunctionFailed(f"the function did not return ({outcome.word}): {outcome.detail.strip()}")
+
+
+def _last_words(traceback: str) -> str:
+    """`ValueError: no (line 3, in f)`: the exception, and the last place in the function's own text."""
+    lines = traceback.strip().splitlines()
+    places = re.findall(r'^  File "function\.py", (line \d+)(, in \S+)?', traceback, re.MULTILINE)
+    where = f" ({''.join(places[-1])})" if places else ""
+    return (lines[-1] if lines else "an exception") + where
 
 
 def write_message(message: bytes, talk: Talk, *, as_json: bool) -> None:
