@@ -1,0 +1,208 @@
+"""v3 onion services: keys that are ours, publication with confirmation, and a real connection.
+
+We mint and keep the 32-byte ed25519 seed: tor's own 64-byte expanded key cannot be turned back into one, and
+other libraries cannot sign with it. Owns no policy on who may publish what.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from bento_tor.controller.events import HsDescEvent
+from bento_tor.controller.tor import Events, Tor
+from bento_tor.errors import ConfigError, TorError, TorTimeout
+
+SEED_BYTES = 32
+# rend-spec-v3, 6 [ONIONADDRESS]
+_VERSION = b"\x03"
+_CHECKSUM_PREFIX = b".onion checksum"
+_ADDRESS = re.compile(r"[a-z2-7]{56}")
+_FETCH_AGAIN_S = 2.0
+
+Report = Callable[[str], None]
+
+
+def mint_seed() -> bytes:
+    """A fresh seed: whoever knows it is the service."""
+    return os.urandom(SEED_BYTES)
+
+
+def load_or_mint_seed(path: Path) -> bytes:
+    """The seed kept at `path`; where there is none, a new one, stored first. Raises ConfigError."""
+    try:
+        return load_seed(path)
+    except FileNotFoundError:
+        seed = mint_seed()
+        store_seed(path, seed)
+        return seed
+
+
+def store_seed(path: Path, seed: bytes) -> None:
+    """Keep a seed: directory 0700, file 0600, on disk before this returns. Never overwrites. Raises
+    ConfigError."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(fd, seed)
+            os.fsync(fd)
+        except OSError:
+            path.unlink()  # half a key must not be taken for one
+            raise
+        finally:
+            os.close(fd)
+        _sync_directory(path.parent)
+    except OSError as why:
+        raise ConfigError(f"the onion key {path} cannot be stored: {why.strerror}") from why
+
+
+def load_seed(path: Path) -> bytes:
+    """A kept seed. Raises FileNotFoundError where there is none, ConfigError where it is not safe or not
+    one."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise
+    except OSError as why:
+        raise ConfigError(f"the onion key {path} cannot be read: {why.strerror}") from why
+    with os.fdopen(fd, "rb") as file:
+        found, seed = os.fstat(file.fileno()), file.read(SEED_BYTES + 1)
+    # Whoever may read it can take the service's place; whoever may write it can give us his.
+    if stat.S_IMODE(found.st_mode) & 0o077 or found.st_uid not in (0, os.geteuid()):
+        raise ConfigError(f"others may use the onion key {path}", hint=f"chmod 600 {path}, if nobody has read it")
+    if len(seed) != SEED_BYTES:
+        raise ConfigError(f"{path} is no onion key of bento-tor's: not {SEED_BYTES} bytes")
+    return seed
+
+
+def onion_address(seed: bytes) -> str:
+    """The address (56 characters and `.onion`) of the service with this seed."""
+    public = Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
+    checksum = hashlib.sha3_256(_CHECKSUM_PREFIX + public + _VERSION).digest()[:2]
+    return base64.b32encode(public + checksum + _VERSION).decode().lower() + ".onion"
+
+
+def expanded_key(seed: bytes) -> bytes:
+    """The 64 bytes that tor works with: SHA-512 of the seed, its scalar clamped (RFC 8032, 5.1.5)."""
+    digest = bytearray(hashlib.sha512(seed).digest())
+    digest[0] &= 248
+    digest[31] &= 127
+    digest[31] |= 64
+    return bytes(digest)
+
+
+def service_key_file(seed: bytes) -> bytes:
+    """What a HiddenServiceDir's `hs_ed25519_secret_key` holds for this seed."""
+    return b"== ed25519v1-secret: type0 ==".ljust(32, b"\0") + expanded_key(seed)
+
+
+def is_onion_address(text: str) -> bool:
+    """Whether `text` is a v3 address with a right checksum (with or without `.onion`)."""
+    name = text.removesuffix(".onion")
+    if not _ADDRESS.fullmatch(name):
+        return False
+    raw = base64.b32decode(name.upper())
+    checksum = hashlib.sha3_256(_CHECKSUM_PREFIX + raw[:32] + _VERSION).digest()[:2]
+    return raw[32:34] == checksum and raw[34:] == _VERSION
+
+
+def publish(
+    tor: Tor,
+    seed: bytes,
+    port: int,
+    target: str,
+    *,
+    timeout_s: float,
+    detach: bool = False,
+    report: Report | None = None,
+) -> str:
+    """Put a service up on `tor`: its `port` leads to `target` (`unix:/path` or `127.0.0.1:9000`). Returns the
+    address.
+
+    Returns when a directory has confirmed its descriptor. It lives as long as this control connection, or
+    with `detach` as long as tor. Raises TorError where tor refuses, TorTimeout where no directory confirms in
+    time; the service is withdrawn then."""
+    key = base64.b64encode(expanded_key(seed)).decode()
+    flags = " Flags=Detach" if detach else ""
+    address = onion_address(seed)
+    deadline = time.monotonic() + timeout_s
+    with tor.events("HS_DESC") as events:  # before ADD_ONION: an upload must not be missed
+        tor.ask(f"ADD_ONION ED25519-V3:{key}{flags} Port={port},{target}")
+        try:
+            _until_uploaded(events, address, deadline, timeout_s, report)
+        except BaseException:
+            if tor.alive:
+                withdraw(tor, address)
+            raise
+    return address
+
+
+def withdraw(tor: Tor, address: str) -> None:
+    """Take down a service that this connection put up, or a detached one. Raises TorError where tor knows it
+    not."""
+    tor.ask(f"DEL_ONION {_name(address)}")
+
+
+def wait_uploaded(tor: Tor, address: str, *, timeout_s: float) -> None:
+    """Wait until the directories have the descriptor of `address`, a service of that tor's (HiddenServiceDir
+    too).
+
+    Either an upload is confirmed while we listen, or the descriptor comes when that tor fetches it: so it
+    does not matter whether the service was up long before. Raises TorTimeout with the directories' last
+    reason."""
+    deadline = time.monotonic() + timeout_s
+    reason = ""
+    with tor.events("HS_DESC") as events:
+        while time.monotonic() < deadline:
+            tor.ask(f"HSFETCH {_name(address)}")
+            for event in events.until(min(deadline, time.monotonic() + _FETCH_AGAIN_S)):
+                if not isinstance(event, HsDescEvent) or event.address != _name(address):
+                    continue
+                if event.action in ("UPLOADED", "RECEIVED"):
+                    return
+                reason = event.reason or reason
+    raise _unpublished(address, timeout_s, reason)
+
+
+def _until_uploaded(events: Events, address: str, deadline: float, timeout_s: float, report: Report | None) -> None:
+    reason = ""
+    for event in events.until(deadline):
+        if isinstance(event, HsDescEvent) and event.address == _name(address):
+            if report is not None:
+                report(f"descriptor: {event.action.lower()}")
+            if event.action == "UPLOADED":
+                return
+            reason = event.reason or reason
+    raise _unpublished(address, timeout_s, reason)
+
+
+def _unpublished(address: str, timeout_s: float, reason: str) -> TorTimeout:
+    why = f" (the last reason: {reason})" if reason else ""
+    return TorTimeout(
+        f"no directory confirmed the onion service {address} within {timeout_s:g} s{why}",
+        hint="tor must have a consensus and working circuits before it can publish",
+    )
+
+
+def _name(address: str) -> str:
+    name = address.removesuffix(".onion").lower()
+    if not _ADDRESS.fullmatch(name):
+        raise TorError(f"{address!r} is no v3 onion address")
+    return name
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,72 @@
+"""Real connections through a SOCKS port of tor's, to prove that a service can be reached. Clients have their
+own way."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import time
+
+import socks
+
+from bento_tor.controller.endpoints import Endpoint
+from bento_tor.errors import ConnectError, TorError
+
+# An introduction that hangs takes tor 30 s and more to give up; a fresh circuit takes a second.
+TRY_TIMEOUT_S = 12.0
+_PAUSE_S = 0.25
+
+
+class _Socks(socks.socksocket):  # type: ignore[misc] # PySocks has no types
+    """PySocks, also through a unix socket."""
+
+    bento_path: str = ""
+
+    def _proxy_addr(self) -> object:
+        return self.bento_path or super()._proxy_addr()
+
+
+def open_stream(
+    endpoint: Endpoint, host: str, port: int, *, timeout_s: float, try_timeout_s: float = TRY_TIMEOUT_S
+) -> socket.socket:
+    """A connection to `host`:`port` through the SOCKS port `endpoint`, tried again until `timeout_s` has
+    passed.
+
+    Each try has SOCKS credentials of its own, so that tor takes a fresh circuit and not the one that hangs.
+    The caller closes it. Raises TorError where the SOCKS port itself is not there, ConnectError where no try
+    succeeded."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left_s = deadline - time.monotonic()
+        try:
+            return _open_once(endpoint, host, port, max(0.1, min(try_timeout_s, left_s)))
+        except socks.ProxyConnectionError as why:
+            hint = "is tor running, with its SOCKS port there?"
+            raise TorError(f"nothing answers at the SOCKS port {endpoint}", hint=hint) from why
+        except OSError as why:  # PySocks' own errors are OSErrors too
+            if time.monotonic() + _PAUSE_S > deadline:
+                raise ConnectError(f"{host}:{port} cannot be reached through tor: {why}") from why
+        time.sleep(_PAUSE_S)
+
+
+def check_reachable(endpoint: Endpoint, address: str, port: int, *, timeout_s: float) -> float:
+    """Connect once for real and hang up. Returns the seconds it took. Raises as `open_stream`."""
+    begun = time.monotonic()
+    open_stream(endpoint, address, port, timeout_s=timeout_s).close()
+    return time.monotonic() - begun
+
+
+def _open_once(endpoint: Endpoint, host: str, port: int, timeout_s: float) -> socket.socket:
+    stream = _Socks(socket.AF_UNIX if endpoint.is_unix else socket.AF_INET)
+    stream.bento_path = str(endpoint.path) if endpoint.path is not None else ""
+    proxy = ("localhost", 1) if endpoint.is_unix else (endpoint.host, endpoint.port)
+    # A word of our own first: names that begin with "<torS0X>" mean something to tor.
+    user = f"bento-{secrets.token_hex(8)}"
+    stream.set_proxy(socks.SOCKS5, *proxy, rdns=True, username=user, password=secrets.token_hex(8))
+    stream.settimeout(timeout_s)
+    try:
+        stream.connect((host, port))
+    except BaseException:
+        stream.close()
+        raise
+    return stream
