@@ -20,6 +20,8 @@ test-fast: setup
 lint: setup
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+	@rm -rf .mypy_cache/tree && mkdir -p .mypy_cache/tree/bento_tor
+	@ln -s $(CURDIR)/bento_tor/* $(CURDIR)/cli $(CURDIR)/torrc_templates .mypy_cache/tree/bento_tor/
 	@$(VENV)/bin/mypy
 
 format: setup
