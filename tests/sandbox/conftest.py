@@ -53,8 +53,13 @@ def own_cgroups() -> list[Path]:
     return list(Path("/sys/fs/cgroup").glob(f"**/bento-tor-{os.getpid()}-*"))
 
 
-def leftovers(mounts: str, files: int) -> list[str]:
-    found = [str(process) for process in psutil.Process().children(recursive=True)]
+def children() -> set[psutil.Process]:
+    """Our processes. Other tests of this run may have a box or a network up: what was there before is not ours."""
+    return set(psutil.Process().children(recursive=True))
+
+
+def leftovers(processes: set[psutil.Process], mounts: str, files: int) -> list[str]:
+    found = [str(process) for process in children() - processes]
     found += [str(leaf) for group in own_cgroups() for leaf in group.iterdir() if leaf.is_dir()]
     if Path("/proc/self/mountinfo").read_text() != mounts:
         found.append("a mount")
@@ -65,7 +70,7 @@ def leftovers(mounts: str, files: int) -> list[str]:
 
 @pytest.fixture
 def nothing_left(jail) -> Iterator[None]:
-    before = Path("/proc/self/mountinfo").read_text(), psutil.Process().num_fds()
+    before = children(), Path("/proc/self/mountinfo").read_text(), psutil.Process().num_fds()
     yield
     deadline = time.monotonic() + 5
     while (found := leftovers(*before)) and time.monotonic() < deadline:
