@@ -1,5 +1,23 @@
-"""`python -m bento_tor.cli`: the same as `bento-tor`, with this interpreter."""
+"""The program `bento-tor`, also as `python -m bento_tor.cli`: what happens before `main` is loaded."""
 
-from bento_tor.cli.main import main
+from __future__ import annotations
 
-main()
+import signal
+
+
+def run() -> None:
+    """Load the command line, and run it.
+
+    Until it can put a Ctrl-C into words, a Ctrl-C ends the process without any: no traceback out of an import."""
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from bento_tor.cli.main import main
+
+    if ours:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    main()
+
+
+if __name__ == "__main__":
+    run()

@@ -8,17 +8,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
+
 from bento_tor.cli import ui
 from bento_tor.cli.options import json_option
-
 from bento_tor.errors import BentoError, SandboxError, TorTimeout
 
+if TYPE_CHECKING:
+    from bento_tor.network import Network
+
+# A private box may tell everything. An ordinary user may set no cgroup limits on many machines: the demo says so
+# and goes on; `serve` alone would refuse.
+_BOX_OPTIONS = ("--host-stats", "full", "--rlimits-only")
 _BOX_START_S = 60.0
 _ONION_S = 90.0
 _CONFIRM_S = 90.0
@@ -33,24 +39,35 @@ def command(directory: str | None, keep: bool, as_json: bool) -> None:
 
     Everything is real: tor processes, circuits, an onion service, the sandbox. It ends what it started."""
     from bento_tor.network.interrupts import one_interrupt
-    from bento_tor.network.life import down
 
+    directory = directory or None
     # A short path: a unix socket's has 107 bytes at most.
     place = Path(directory).absolute() if directory else Path(tempfile.mkdtemp(prefix="bento-")) / "net"
+    ours = _is_free(place)
     with one_interrupt():
         try:
             told = _Demo(place, as_json=as_json).run()
+            if not keep:
+                with ui.progress("ending everything"):
+                    _clear(place, directory)
         except BaseException:
-            _clear(place, directory)
+            # Also where a Ctrl-C came into the ending: nothing interrupts a second time.
+            if ours:
+                _clear(place, directory)
             raise
         if keep:
             _tell_next(told, place, as_json=as_json)
             return
-        with ui.progress("ending everything"):
-            down(place)
-            _clear(place, directory)
     if as_json:
         ui.result_json(told)
+
+
+def _is_free(place: Path) -> bool:
+    """Whether what will be in this folder is ours to end and to remove: not where somebody has something already."""
+    try:
+        return not place.exists() or not any(place.iterdir())
+    except OSError:
+        return False
 
 
 def _clear(place: Path, directory: str | None) -> None:
@@ -61,7 +78,8 @@ def _clear(place: Path, directory: str | None) -> None:
     down(place)
     if state.is_dir():
         shutil.rmtree(state)
-        place.rmdir()
+        with suppress(OSError):  # somebody put a file of his own beside it
+            place.rmdir()
     if directory is None and place.parent.exists():
         place.parent.rmdir()
 
@@ -86,7 +104,7 @@ class _Demo:
             network = up(NetworkSettings(), self._place, report=progress.update)
         with self._step("relay", "setting a relay up for a box"):
             relay = network.relays[0]
-            address = self._set_up_relay(str(relay.control))
+            address = self._set_up_relay(network, str(relay.control))
         with self._step("box", "starting a box beside it"), _ended_on_failure(self._start_box()) as process:
             network.adopt("box", process.pid, directory=self._place / "box")
             self._wait_box(process)
@@ -101,9 +119,11 @@ class _Demo:
             "results": self._results,
         }
 
-    def _set_up_relay(self, control: str) -> str:
+    def _set_up_relay(self, network: Network, control: str) -> str:
         setting_up = _bento("setup-relay", "--control", control, "--state", str(self._place / "box"), "--json")
         with _ended_on_failure(setting_up) as process:
+            # From here on `network down` knows of the box's folder, also if we are killed.
+            network.adopt("box", process.pid, directory=self._place / "box")
             try:
                 out, _ = process.communicate(timeout=_CONFIRM_S)
             except subprocess.TimeoutExpired as why:
@@ -114,7 +134,7 @@ class _Demo:
         (self._place / "box").mkdir(exist_ok=True, mode=0o711)
         with (self._place / "box" / "log").open("ab") as log:
             return _bento(
-                "--verbose", "serve", "--state", str(self._place / "box"), "--host-stats", "full", "--json", stderr=log
+                "--verbose", "serve", "--state", str(self._place / "box"), *_BOX_OPTIONS, "--json", stderr=log
             )
 
     def _wait_box(self, process: subprocess.Popen[bytes]) -> None:
@@ -129,6 +149,8 @@ class _Demo:
         answer = _read_answer(process.stdout.readline(), process)
         if "address" not in answer:
             raise SandboxError("the box did not say where it is")
+        if missing := {"memory", "pids"} - set(answer["limits"]):
+            ui.warn(f"no cgroup limits for {' and '.join(sorted(missing))} here: functions are limited by rlimits only")
 
     def _use(self, address: str, socks: str) -> float:
         """Three functions over one onion connection; the circuit's round trip, in seconds."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from bento_tor.cli import ui
 from bento_tor.cli.options import json_option
-
 from bento_tor.sandbox import images
 
 dir_option = click.option(

@@ -7,14 +7,13 @@ dependency of one command does not take the others along.
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from typing import Any
 
 import click
-from bento_tor.cli import ui
 
 from bento_tor import __version__
+from bento_tor.cli import ui
 from bento_tor.errors import BentoError, FunctionFailed
 
 COMMANDS = {
@@ -66,6 +65,7 @@ def bento_tor(quiet: bool, verbose: bool) -> None:
 
 def main() -> None:
     """Run the command line; the process ends with an exit code of docs/cli.md."""
+    ui.prepare_streams()
     as_json = "--json" in sys.argv[1:]
     try:
         code = bento_tor.main(prog_name="bento-tor", standalone_mode=False)
@@ -83,10 +83,10 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         ui.show_error("interrupted", hint="", exit_code=130, as_json=as_json)
         code = 130
-    except BrokenPipeError:
-        # The reader (head, less) has gone; that is not a failure worth words.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ui.ReaderGone, BrokenPipeError):
+        # That is not a failure worth words.
         code = 141
+    ui.end_streams()
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
 from bento_tor.cli import ui
-from bento_tor.cli.options import json_option
+from bento_tor.cli.options import Seconds, json_option
 
 if TYPE_CHECKING:
     from bento_tor.network import Network
@@ -63,7 +64,7 @@ def command() -> None:
 @click.option(
     "--timeout",
     "timeout_s",
-    type=click.FloatRange(min=1),
+    type=Seconds(1),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
@@ -148,7 +149,15 @@ def down(directory: Path, keep_data: bool, as_json: bool) -> None:
 
 @command.command()
 @click.argument("node", required=False)
-@click.option("-n", "--lines", default=20, show_default=True, metavar="N", help="How many of the last lines.")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="How many of the last lines.",
+)
 @directory_option
 @json_option
 def logs(node: str | None, lines: int, directory: Path, as_json: bool) -> None:

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Seconds(click.FloatRange):
+    """How long to wait: at least `min_s`, at most a week. What is no number (nan) is refused too."""
+
+    name = "seconds"
+
+    def __init__(self, min_s: float) -> None:
+        super().__init__(min=min_s, max=604_800)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
+        return seconds
 
 
 def json_option(command: F) -> F:
@@ -41,7 +57,7 @@ def tor_options(command: F) -> F:
             click.option(
                 "--timeout",
                 "timeout_s",
-                type=click.FloatRange(min=0.1),
+                type=Seconds(0.1),
                 default=120.0,
                 show_default=True,
                 metavar="SECONDS",

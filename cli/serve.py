@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 import msgspec
+
 from bento_tor.cli import ui
 from bento_tor.cli.options import json_option
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
 from bento_tor.cli import ui
 from bento_tor.cli.options import json_option, tor_options
-
 from bento_tor.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,9 +75,11 @@ def _set_up(
     from bento_tor.controller.endpoints import Endpoint
     from bento_tor.server.state import maybe_relay, write_relay
 
-    wanted = relay.Wanted(str(Endpoint.unix(state / "box.sock")), port, exit_port)
     found = relay.read_settings(tor)
     earlier = maybe_relay(state)
+    if exit_port is None and earlier is not None:
+        exit_port = earlier.wanted.exit_port  # it stays until --undo, which must know of it
+    wanted = relay.Wanted(str(Endpoint.unix(state / "box.sock")), port, exit_port)
     change = relay.plan(found, wanted)
     if change.empty and earlier is not None:
         _report(change, as_json=as_json, address=earlier.address, done="nothing to do", port=port, exit_port=exit_port)

@@ -6,15 +6,19 @@ or a function is escaped before it meets a terminal, so that it cannot drive it.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
 from rich.status import Status
+
+from bento_tor.errors import BentoError
 
 _quiet = False
 _verbose = False
@@ -29,41 +33,70 @@ def configure(*, quiet: bool, verbose: bool) -> None:
     logging.getLogger("stem").setLevel(logging.CRITICAL)
 
 
+def prepare_streams() -> None:
+    """Make descriptors 0, 1 and 2 safe to use, whatever the caller left of them.
+
+    A closed one is filled with /dev/null: otherwise the next file or socket gets its number, and is read or written
+    as if it were the user's."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Arguments and file names may hold bytes that are no text; printing them must not fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def end_streams() -> None:
+    """Nothing that cannot be written any more may be tried again by the interpreter's end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def result(text: str = "") -> None:
     """What the user asked for."""
-    print(text, flush=True)
+    with _writing():
+        print(text, flush=True)
 
 
 def result_json(value: Any) -> None:
     """The same, for programs: one object."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    with _writing():
+        print(json.dumps(value, ensure_ascii=sys.stdout.isatty()), flush=True)
 
 
 def say(text: str) -> None:
     """What is being done."""
     if not _quiet:
-        print(text, file=sys.stderr, flush=True)
+        _tell(text)
 
 
 def detail(text: str) -> None:
     """More than most want to know: with -v only."""
     if _verbose:
-        print(text, file=sys.stderr, flush=True)
+        _tell(text)
 
 
 def warn(text: str) -> None:
     """What the user should know; said even when quiet."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    _tell(f"warning: {text}")
 
 
 def show_error(message: str, *, hint: str, exit_code: int, as_json: bool) -> None:
     """One clear sentence, and what to do next."""
     if as_json:
-        print(json.dumps({"error": {"message": message, "hint": hint, "exit_code": exit_code}}, ensure_ascii=False))
-    print(f"error: {escape(message)}", file=sys.stderr)
+        error = {"message": message, "hint": hint, "exit_code": exit_code}
+        with suppress(OSError):
+            print(json.dumps({"error": error}, ensure_ascii=sys.stdout.isatty()), flush=True)
+    _tell(f"error: {message}")
     if hint:
-        print(f"hint: {escape(hint)}", file=sys.stderr)
-    sys.stderr.flush()
+        _tell(f"hint: {hint}")
 
 
 class Progress:
@@ -75,7 +108,7 @@ class Progress:
     def update(self, text: str) -> None:
         """Replace the line."""
         if self._status is not None:
-            self._status.update(text.replace("[", r"\["))
+            self._status.update(escape(text).replace("[", r"\["))
 
 
 @contextmanager
@@ -84,7 +117,7 @@ def progress(text: str) -> Iterator[Progress]:
     if _quiet:
         yield Progress(None)
     elif sys.stderr.isatty():
-        with Console(stderr=True).status(text.replace("[", r"\[")) as status:
+        with Console(stderr=True).status(escape(text).replace("[", r"\[")) as status:
             yield Progress(status)
     else:
         say(text)
@@ -98,11 +131,33 @@ def escape(text: str) -> str:
 
 def write_output(data: bytes, *, terminal: bool) -> None:
     """Bytes of a function to standard output: as they are into a pipe, escaped onto a terminal."""
-    if terminal:
-        sys.stdout.write(escape(data.decode("utf-8", "replace")))
-    else:
-        sys.stdout.buffer.write(data)
-    sys.stdout.flush()
+    with _writing():
+        if terminal:
+            sys.stdout.write(escape(data.decode("utf-8", "replace")))
+        else:
+            sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+
+
+class ReaderGone(Exception):
+    """Whoever read standard output (head, less) has gone. Not an OSError: click would turn that into exit code 1."""
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """A full disk under standard output is an error in words, a reader that has gone is none."""
+    try:
+        yield
+    except BrokenPipeError as why:
+        raise ReaderGone from why
+    except OSError as why:
+        raise BentoError(f"cannot write the output: {why.strerror}") from why
+
+
+def _tell(text: str) -> None:
+    """To standard error. What cannot be written there is lost: no reason to stop the work."""
+    with suppress(OSError):
+        print(escape(text), file=sys.stderr, flush=True)
 
 
 def _is_plain(char: str) -> bool:

@@ -10,9 +10,9 @@ from types import ModuleType
 
 import click
 import pytest
-from bento_tor.cli.main import bento_tor
 
 from bento_tor import errors
+from bento_tor.cli.main import bento_tor
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

@@ -52,6 +52,13 @@ class Keyring(msgspec.Struct, forbid_unknown_fields=True):
         return name
 
 
+def check_name(name: str) -> str:
+    """`name` itself. Raises ConfigError where a command could not take it: @FILE, - and tickets are no names."""
+    if not name.isprintable() or name.startswith(("-", "@", "bento1:")) or not name.strip():
+        raise ConfigError(f"{name!r} cannot be a name in the keyring", hint="give another one with --name")
+    return name
+
+
 def keyring_path() -> Path:
     """BENTO_TOR_KEYRING, or keyring.json in the user's data folder."""
     return Path(os.environ.get("BENTO_TOR_KEYRING") or user_dir() / "keyring.json")

@@ -58,14 +58,14 @@ def dial(address: BoxAddress, proxy: Endpoint, *, isolation: str, timeout_s: flo
     sock = _Socks(proxy)
     sock.settimeout(timeout_s)
     # tor reserves user names that begin with "<torS0X>"; a hash in hexadecimal never does.
-    user = hashlib.sha256(isolation.encode()).hexdigest()[:32]
+    user = hashlib.sha256(isolation.encode(errors="surrogateescape")).hexdigest()[:32]
     sock.set_proxy(socks.SOCKS5, proxy.host or "unix", proxy.port or 1, rdns=True, username=user, password="bento")  # noqa: S106
     try:
         sock.connect((address.host, address.port), catch_errors=True)
     except TimeoutError as why:
         sock.close()
         raise ConnectError(
-            f"{address} did not answer in {timeout_s:.0f} seconds",
+            f"{address} did not answer in {timeout_s:g} seconds",
             hint="try again, or give it longer with --timeout",
         ) from why
     except socks.SOCKS5Error as why:
@@ -84,7 +84,7 @@ class _Socks(socks.socksocket):  # type: ignore[misc]
     """PySocks, which knows TCP proxies only, taught unix sockets: tor offers both."""
 
     def __init__(self, proxy: Endpoint) -> None:
-        super().__init__(socket.AF_UNIX if proxy.path else socket.AF_INET)
+        super().__init__(socket.AF_UNIX if proxy.path else socket.AF_INET6 if ":" in proxy.host else socket.AF_INET)
         self._path = str(proxy.path or "")
 
     def _proxy_addr(self) -> object:

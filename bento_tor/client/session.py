@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # Output is acknowledged each time this much has been consumed: a fixed number, so that Acks tell nothing but volume.
 _ACK_EVERY_UNITS = m.INITIAL_WINDOW // 4
 _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+
+
+_SILENT = ("nothing came from the function in this time", "it still runs; --timeout waits longer")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Session:
         self.offset = offset  # units of output consumed
         self.log = b""  # what the function printed last, once it has ended
         self.maybe_outcome: Outcome | None = None
+        # Called with the offset that will be acknowledged: the place to note how far one has got.
+        self.before_ack: Callable[[int], None] = lambda offset: None
         self.maybe_function: Function | None = None  # the one that `Box.run` stored for this session
         self._wire = wire
         self._channel = channel
@@ -71,34 +76,38 @@ class Session:
 
     def maybe_receive(self, *, timeout_s: float | None = None) -> bytes | None:
         """The next message; None where the function has ended. Raises ConnectError after `timeout_s`."""
-        parts: list[bytes] = []
-        size = 0
+        message: bytearray | None = None
         while (piece := self.maybe_piece(timeout_s=timeout_s)) is not None:
-            parts.append(piece.data)
-            size += len(piece.data)
+            message = bytearray() if message is None else message
+            message += piece.data
             if piece.end:
-                return b"".join(parts)
-            if size > _MAX_MESSAGE_BYTES:
+                return bytes(message)
+            if len(message) > _MAX_MESSAGE_BYTES:
                 raise RemoteProtocolError(f"the function sent a message of more than {_MAX_MESSAGE_BYTES} bytes")
-        return b"".join(parts) if parts else None
+        return None if message is None else bytes(message)
 
     def maybe_piece(self, *, timeout_s: float | None = None) -> Piece | None:
-        """The next bytes of output as they arrive; None where the function has ended."""
+        """The next bytes of output as they arrive; None where the function has ended.
+
+        To ask for the next piece says that the one before is dealt with: only then is it acknowledged, and only
+        then may the box forget it. Raises ConnectError where nothing comes for `timeout_s`."""
+        self._acknowledge()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while self.maybe_outcome is None:
-            message = self._wire.wait(self._channel, deadline=deadline)
+        while self.maybe_outcome is None and self._attached:
+            message = self._wire.wait(self._channel, deadline=deadline, late=_SILENT)
             match message:
                 case m.Output():
-                    self._consume(len(message.data) + message.end)
+                    self.offset += len(message.data) + message.end
                     return Piece(message.data, message.end)
                 case m.Padding():
-                    self._consume(len(message.data))
+                    self.offset += len(message.data)
+                    self._acknowledge()
                 case m.Ended():
                     self._end(message)
                 case m.Refused():
                     self._leave()
                     raise refused(message)
-                case m.Started() | m.Ack():
+                case m.Started():
                     pass
                 case _:
                     raise RemoteProtocolError(f"the box said {type(message).__name__} to a session")
@@ -114,15 +123,15 @@ class Session:
 
     # --- input ------------------------------------------------------------------------------------------------
 
-    def send(self, data: bytes | str) -> None:
-        """Send one message to the function; waits while it takes no more. Does nothing once it has ended."""
-        self._send(data.encode() if isinstance(data, str) else data, end=True, eof=False)
+    def send(self, data: bytes | str) -> bool:
+        """Send one message to the function; waits while it takes no more. False: it has ended, and got not all."""
+        return self._send(data.encode() if isinstance(data, str) else data, end=True, eof=False)
 
     def finish(self) -> None:
         """There will be no more input: the function's api.recv() raises EOFError from here on."""
         self._send(b"", end=False, eof=True)
 
-    def _send(self, data: bytes, *, end: bool, eof: bool) -> None:
+    def _send(self, data: bytes, *, end: bool, eof: bool) -> bool:
         with self._input:
             left = memoryview(data)
             last = False
@@ -134,7 +143,9 @@ class Session:
                 if part or last:
                     offset = self._wire.next_offset(self._channel)
                     said = m.Input(self._channel, offset, part, end and last, eof and last)
-                    last = not self._wire.maybe_send(self._channel, said) or last
+                    if not self._wire.maybe_send(self._channel, said):
+                        return False
+            return last
 
     # --- the end ----------------------------------------------------------------------------------------------
 
@@ -152,9 +163,9 @@ class Session:
                 pass
         self._leave()
 
-    def _consume(self, units: int) -> None:
-        self.offset += units
+    def _acknowledge(self) -> None:
         if self.offset - self._acked >= _ACK_EVERY_UNITS:
+            self.before_ack(self.offset)
             self._wire.maybe_send(self._channel, self._ack())
 
     def _ack(self) -> m.Ack:

@@ -43,7 +43,7 @@ def load(path: str) -> Source:
         shipped = ", ".join(resources.shipped_functions())
         raise ConfigError(f"cannot read {path}: {why.strerror}", hint=f"these functions ship: {shipped}") from why
     try:
-        return parse(file.stem, data.decode("utf-8"))
+        return parse(file.stem, data.decode("utf-8-sig"))
     except UnicodeDecodeError as why:
         raise ConfigError(f"{path} is not a Python file: it is not UTF-8 text") from why
 
@@ -68,8 +68,8 @@ def entry_call(source: Source, arguments: list[str]) -> Call:
 
 def make_call(name: str, *positional: object, **by_name: object) -> Call:
     """A call with these values, which must be Python literals."""
-    arguments = repr((positional, by_name))
     try:
+        arguments = repr((positional, by_name))
         ast.literal_eval(arguments)
     except (ValueError, SyntaxError, RecursionError, MemoryError) as why:
         raise ConfigError(

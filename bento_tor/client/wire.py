@@ -7,6 +7,7 @@ is acknowledged by whoever consumes it, so a slow program slows the function dow
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import time
 from collections import deque
@@ -26,6 +27,7 @@ _UNANSWERED = (
     ChannelState.OPENING,
     ChannelState.ATTACHING,
 )
+_LATE = ("the box did not answer in time", "try again, or give it longer with --timeout")
 CONNECTION = 0  # the "channel" of messages that belong to none
 
 
@@ -47,6 +49,9 @@ class Wire:
 
     def __enter__(self) -> Wire:
         self._sock.settimeout(None)
+        # A box that takes nothing must not hold us for ever; reading has no such limit, a function may be silent.
+        seconds = max(1, int(self.timeout_s))
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", seconds, 0))
         self._reader.start()
         return self
 
@@ -96,15 +101,16 @@ class Wire:
         with self._state:
             return 0 if self._connection.channel_state(channel) in _OVER else self._connection.next_offset(channel)
 
-    def wait(self, channel: int, *, deadline: float | None = None) -> m.Message:
+    def wait(self, channel: int, *, deadline: float | None = None, late: tuple[str, str] = _LATE) -> m.Message:
         """The next message of a channel. A Refused for the whole connection is raised here.
 
-        `deadline` is on time.monotonic(); without one it waits for as long as the connection stands."""
+        `deadline` is on time.monotonic(), and `late` (a sentence, a hint) is what is raised after it; without one it waits for as long as the
+        connection stands."""
         with self._state:
             while not (inbox := self._inboxes[channel]):
                 self._check()
                 if not self._state.wait(_left(deadline)) and deadline is not None:
-                    raise ConnectError("the box did not answer in time", hint="try again, or give it longer")
+                    raise ConnectError(late[0], hint=late[1])
             return inbox.popleft()
 
     def maybe_next(self, channel: int) -> m.Message | None:
@@ -121,7 +127,7 @@ class Wire:
             while self._connection.channel_state(channel) in _UNANSWERED:
                 self._check()
                 if not self._state.wait(_left(deadline)):
-                    raise ConnectError("the box did not answer in time", hint="try again, or give it longer")
+                    raise ConnectError(_LATE[0], hint=_LATE[1])
             return next((message for message in self._inboxes[channel] if isinstance(message, m.Refused)), None)
 
     def wait_window(self, channel: int) -> int:
@@ -137,6 +143,10 @@ class Wire:
     def _write(self, data: bytes) -> None:
         try:
             self._sock.sendall(data)
+        except BlockingIOError as why:
+            error = ConnectError("the box takes nothing any more", hint="try again, or another box")
+            self._fail(error)  # part of a message may have gone: nothing can follow it
+            raise error from why
         except OSError as why:
             with self._state:
                 self._check()
@@ -165,8 +175,9 @@ class Wire:
     def _sort(self, message: m.Message) -> None:
         channel = getattr(message, "channel", CONNECTION)
         if isinstance(message, m.Refused) and channel == CONNECTION and message.code is not m.Code.POLICY:
-            raise RemoteProtocolError(f"the box ended the connection: {message.message}")
-        if channel in self._inboxes:
+            raise RemoteProtocolError(f"the box ended the connection: {_one_line(message.message)}")
+        # The connection has taken an Ack into account, and nobody else wants it: a box may send any number of them.
+        if channel in self._inboxes and not isinstance(message, m.Ack):
             self._inboxes[channel].append(message)
 
     def _fail(self, error: BentoError) -> None:
@@ -185,7 +196,14 @@ def refused(message: m.Refused) -> Refused:
         m.Code.OFFSET: "its output was read elsewhere",
         m.Code.UNAVAILABLE: "try again later, or another box",
     }
-    return Refused(f"the box refused: {message.message}", hint=hints.get(message.code, ""), code=message.code)
+    return Refused(
+        f"the box refused: {_one_line(message.message)}", hint=hints.get(message.code, ""), code=message.code
+    )
+
+
+def _one_line(text: str) -> str:
+    """A box's sentence must not look like lines of our own."""
+    return " ".join(text.split())
 
 
 def _left(deadline: float | None) -> float | None:

@@ -97,8 +97,9 @@ class Network:
     def adopt(self, name: str, pid: int, *, directory: Path | None = None) -> None:
         """Make that running process part of the network: `down` ends it (SIGTERM) before the tors.
 
-        `directory`, inside the network's own, is then removed with it. Raises TorError where it does not run,
-        ConfigError where the directory lies elsewhere, OSError."""
+        It takes the place of one of that name that has ended. `directory`, inside the network's own, is then
+        removed with it. Raises TorError where it does not run, ConfigError where the directory lies elsewhere,
+        OSError."""
         process = identify(pid)
         if process is None:
             raise TorError(f"{name} (process {pid}) does not run")
@@ -106,7 +107,8 @@ class Network:
             raise ConfigError(f"{directory} is not inside {self.directory}")  # nothing else may be deleted
         current = states.load(self.directory)
         extra = Extra(name, process, directory.absolute() if directory else None)
-        self._state = msgspec.structs.replace(current, extras=(*current.extras, extra))
+        others = [other for other in current.extras if other.name != name or other.process.alive]
+        self._state = msgspec.structs.replace(current, extras=(*others, extra))
         states.save(self.directory, self._state)
 
     def _with(self, *roles: Role) -> tuple[Node, ...]:

@@ -15,7 +15,8 @@ from bento_tor.errors import ConfigError
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_RULE = re.compile(r"(accept|reject)(6?) (\S+):(\*|[0-9]{1,5}(?:-[0-9]{1,5})?)")
+# An address has no scope (`%eth0`): what is put into kernel rules is ours to spell.
+_RULE = re.compile(r"(accept|reject)(6?) ([0-9a-fA-F.:/\[\]*]+):(\*|[0-9]{1,5}(?:-[0-9]{1,5})?)")
 _ALL = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 
 
@@ -42,10 +43,16 @@ def parse(text: str) -> tuple[Rule, ...]:
     return tuple(_parse_rule(line) for line in text.splitlines() if line)
 
 
+def unmapped(address: IPAddress) -> IPAddress:
+    """The address that the kernel would send to: IPv4 in IPv6 is IPv4."""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
 def accepts(rules: tuple[Rule, ...], address: IPAddress, port: int) -> bool:
     """The first rule that speaks of the destination decides; none: rejected. IPv4 in IPv6 is judged as IPv4."""
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
+    address = unmapped(address)
     return next((rule.accepts for rule in rules if rule.covers(address, port)), False)
 
 

@@ -69,6 +69,9 @@ class Box:
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.gather(told, gone, *self._visits, return_exceptions=True), 5.0)
         link.close()
+        # A second SIGTERM (systemd and timeout signal the whole group) must not meet a loop that is closing.
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     async def _receive(self, desk: Desk, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._visits) >= _MAX_CONNECTIONS:

@@ -19,6 +19,9 @@ from bento_tor.server.store import Saved, Store, StoredFunction
 
 T = TypeVar("T")
 
+# Code on its way in, of all connections together: it is in memory until it is whole.
+_UPLOADS_MAX_BYTES = 64 * 1024 * 1024
+
 
 class Desk:
     """One box's shared state. All methods belong to the event loop's thread."""
@@ -33,6 +36,18 @@ class Desk:
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         # Two Executes with one session token, on two circuits, must start one session.
         self._starting = asyncio.Lock()
+        self._uploading_bytes = 0
+
+    def reserve(self, size: int) -> bool:
+        """Room for an upload of so many bytes, until `release`. False: too much is being uploaded already."""
+        if self._uploading_bytes + size > _UPLOADS_MAX_BYTES:
+            return False
+        self._uploading_bytes += size
+        return True
+
+    def release(self, size: int) -> None:
+        """That upload is over."""
+        self._uploading_bytes -= size
 
     async def save(self, invocation: bytes, shutdown: bytes, manifest: bytes, source: bytes) -> Saved:
         """Keep a function."""

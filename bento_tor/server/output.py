@@ -16,17 +16,19 @@ PIECE_COST_BYTES = 256
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some units of the stream: bytes, then perhaps the end of a message. `padding` bytes mean nothing."""
+    """Some units of the stream: bytes, then perhaps the end of a message. `padding` bytes mean nothing.
+
+    Kept, padding is a length without `data`: a function asks for 4 GiB of it in thirteen bytes."""
 
     offset: int
     data: bytes
     end: bool
-    padding: bool = False
+    padding: int = 0
 
     @property
     def stop(self) -> int:
         """The offset after its last unit."""
-        return self.offset + len(self.data) + self.end
+        return self.offset + (self.padding or len(self.data) + self.end)
 
 
 class Output:
@@ -39,13 +41,19 @@ class Output:
         self.stop = 0  # the offset after the newest unit
         self.cost_bytes = 0  # what it takes in memory, about
 
-    def append(self, data: bytes, *, end: bool, padding: bool = False) -> None:
+    def append(self, data: bytes, *, end: bool) -> None:
         """Add what the function sent."""
-        piece = Piece(self.stop, data, end, padding)
+        self._append(Piece(self.stop, data, end))
+
+    def append_padding(self, length: int) -> None:
+        """Add `length` bytes that mean nothing; they are made when they are read."""
+        self._append(Piece(self.stop, b"", False, length))
+
+    def _append(self, piece: Piece) -> None:
         if piece.stop > self.stop:
             self._pieces.append(piece)
             self.stop = piece.stop
-            self.cost_bytes += len(data) + PIECE_COST_BYTES
+            self.cost_bytes += len(piece.data) + PIECE_COST_BYTES
 
     def forget(self, received: int) -> None:
         """Drop everything before `received`, the reader's Ack. Never beyond what there is."""
@@ -67,9 +75,12 @@ class Output:
 
 def _cut(piece: Piece, offset: int, max_units: int, max_bytes: int) -> Piece | None:
     skip = offset - piece.offset
+    if piece.padding:
+        length = min(piece.padding - skip, max_units, max_bytes)
+        return Piece(offset, bytes(length), False, length) if length else None
     data = piece.data[skip : skip + min(max_units, max_bytes)]
     whole = skip + len(data) == len(piece.data)
     end = piece.end and whole and len(data) < max_units
     if not data and not end:
         return None
-    return Piece(offset, data, end, piece.padding)
+    return Piece(offset, data, end)

@@ -18,8 +18,9 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -117,17 +118,20 @@ class _Keeping:
         self._stack.callback(ours.close)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._begin_stop(pid))
-        self._keep(ours, address_in, pid)
+        # Closed before the box is waited for: without an address it ends at once.
+        self._keep(ours, self._stack.enter_context(os.fdopen(address_in, "wb")), pid)
 
-    def _keep(self, sock: socket.socket, address_in: int, pid: int) -> None:
+    def _keep(self, sock: socket.socket, address_in: BinaryIO, pid: int) -> None:
         policy = self._config.policy
         image = images.load(self._view["images"], policy.images[0])
         with Jail(image) as jail:
             check(jail)
             _require_limits(jail, self._config)
             address, port, owner, maybe_seed = self._onion()
-            os.write(address_in, address.encode())
-            os.close(address_in)
+            if self._stopping:
+                return
+            with suppress(BrokenPipeError), address_in:  # the box has gone: the keeper, below, sees it at once
+                address_in.write(address.encode())
             serving = Serving(address, port, str(self._target), owner, os.getpid(), tuple(sorted(jail.effective)))
             self._publish(maybe_seed, serving)
             keeper = Keeper(sock, jail, ceiling=policy.limits, max_sessions=policy.sessions)
@@ -173,7 +177,8 @@ class _Keeping:
         if self._stopping:
             os.eventfd_write(self._stop_fd, 1)
         self._stopping = True
-        os.kill(pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
 
 
 def _become_box(

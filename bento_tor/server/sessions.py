@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 _READ_BYTES = 64 * 1024
 # After the function's processes are gone its last output is in the socket already; reading it takes this long at most.
 _DRAIN_S = 5.0
+# What ended sessions may keep in memory, all together, until their readers come; and what each takes beside output.
+_ENDED_MAX_BYTES = 64 * 1024 * 1024
+_SESSION_COST_BYTES = 16 * 1024
 
 HostStats = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -55,12 +58,18 @@ class Session:
         self._input_written = 0  # units handed to the function
         self._kept_bytes = kept_bytes
         self._host = host
-        self._inbox: asyncio.Queue[tuple[bytes, int]] = asyncio.Queue()
+        # Frames that wait for the function, and the units in them. In one piece: a message of one byte costs what it
+        # is long, not a hundred times that.
+        self._inbox = bytearray()
+        self._inbox_units = 0
+        self._inbox_filled = asyncio.Event()
         self._bell = asyncio.Event()
         self._ready = False
         self._maybe_word: Outcome | None = None
         self._maybe_displace: Callable[[], None] | None = None
-        self._kill: Callable[[], None] = lambda: None
+        self._maybe_kill: Callable[[], None] | None = None
+        self._ending = False
+        self._over = False  # its processes are gone
 
     # --- what a connection uses -------------------------------------------------------------------------------
 
@@ -95,7 +104,13 @@ class Session:
         self._input_ended = eof
         units = len(data) + end
         self.input_received += units
-        self._inbox.put_nowait((frames.encode_input(data, end=end, eof=eof), units))
+        self._hand_over(frames.encode_input(data, end=end, eof=eof), units)
+
+    def skip_input(self, offset: int, length: int) -> None:
+        """A client's padding: it takes its place among the units of the input, and goes no further."""
+        units = max(0, offset + length - max(self.input_received, offset))
+        self.input_received += units
+        self._hand_over(b"", units)
 
     def acknowledge(self, received: int) -> None:
         """The reader has everything before `received`; it is forgotten."""
@@ -103,8 +118,10 @@ class Session:
         self.ring()
 
     def end(self) -> None:
-        """Stop the function now."""
-        self._kill()
+        """Stop the function now, or as soon as it has been started."""
+        self._ending = True
+        if self._maybe_kill is not None:
+            self._maybe_kill()
 
     @property
     def bell(self) -> asyncio.Event:
@@ -116,11 +133,18 @@ class Session:
         bell, self._bell = self._bell, asyncio.Event()
         bell.set()
 
+    @property
+    def cost_bytes(self) -> int:
+        """What it takes in memory, about."""
+        return self.output.cost_bytes + _SESSION_COST_BYTES
+
     # --- the function's side ----------------------------------------------------------------------------------
 
     async def run(self, link: KeeperLink, cell: LinkedCell, call: Call) -> Outcome:
         """Carry bytes between function and readers until it has ended."""
-        self._kill = lambda: link.kill(cell.number, Kind.KILLED_USER)
+        self._maybe_kill = lambda: link.kill(cell.number, Kind.KILLED_USER)
+        if self._ending:
+            self._maybe_kill()
         log_pipe = asyncio.create_task(self._read_log(cell.log_fd))
         feeding = asyncio.create_task(self._feed(cell.control, call))
         reading = asyncio.create_task(self._read_frames(cell.control, link, cell.number))
@@ -145,6 +169,7 @@ class Session:
     async def _finish_reading(self, *readings: asyncio.Task[None]) -> None:
         """Read what is left in socket and pipe. The cap is lifted for it: the kernel's buffers bound it."""
         self._kept_bytes = 1 << 62
+        self._over = True
         self.ring()
         await asyncio.wait(readings, timeout=_DRAIN_S)
 
@@ -154,8 +179,11 @@ class Session:
         with suppress(ConnectionError):
             await loop.sock_sendall(control, frames.encode_code(call.name, call.arguments, call.source))
             while True:
-                frame, units = await self._inbox.get()
-                await loop.sock_sendall(control, frame)
+                await self._inbox_filled.wait()
+                self._inbox_filled.clear()
+                waiting, units = self._inbox, self._inbox_units
+                self._inbox, self._inbox_units = bytearray(), 0
+                await loop.sock_sendall(control, waiting)
                 self._input_written += units
                 self.ring()
 
@@ -175,6 +203,13 @@ class Session:
                 for frame in frames_in.feed(data):
                     await self._take(frame, lambda: link.kill(number, Kind.KILLED_POLICY))
                 self.ring()
+                # A socket that is never empty would keep the loop for this one function.
+                await asyncio.sleep(0)
+
+    def _hand_over(self, frame: bytes, units: int) -> None:
+        self._inbox += frame
+        self._inbox_units += units
+        self._inbox_filled.set()
 
     async def _room(self) -> None:
         while self.output.cost_bytes >= self._kept_bytes:
@@ -187,12 +222,13 @@ class Session:
             case frames.Message(data, end):
                 self.output.append(data, end=end)
             case frames.Padding(length):
-                for start in range(0, length, _READ_BYTES):
-                    await self._room()
-                    self.output.append(os.urandom(min(_READ_BYTES, length - start)), end=False, padding=True)
-                    self.ring()
+                self.output.append_padding(length)
             case frames.HostRequest():
-                self._inbox.put_nowait((frames.encode_host_reply(await self._host()), 0))
+                # A function that asks on and on without reading the answers waits for itself.
+                while len(self._inbox) >= _READ_BYTES and not self._over:
+                    await self._bell.wait()
+                if not self._over:
+                    self._hand_over(frames.encode_host_reply(await self._host()), 0)
             case frames.Returned():
                 self._maybe_word = Outcome.returned()
             case frames.Raised(traceback):
@@ -221,10 +257,13 @@ class Session:
 class Sessions:
     """All sessions of a box: how many may run, and how long an ended one waits for its reader."""
 
-    def __init__(self, link: KeeperLink, *, running_max: int, kept_s: float) -> None:
+    def __init__(
+        self, link: KeeperLink, *, running_max: int, kept_s: float, ended_bytes: int = _ENDED_MAX_BYTES
+    ) -> None:
         self._link = link
         self._running_max = running_max
         self._kept_s = kept_s
+        self._ended_bytes = ended_bytes
         self._sessions: dict[bytes, Session] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -264,6 +303,16 @@ class Sessions:
         """Its output has been read, or its function erased."""
         self._sessions.pop(session_hash, None)
 
+    def _make_room(self) -> None:
+        """Forget the oldest of the ended ones where all together keep too much for readers that do not come."""
+        ended = [session for session in self._sessions.values() if session.maybe_outcome is not None]
+        kept_bytes = sum(session.cost_bytes for session in ended)
+        for session in ended:
+            if kept_bytes <= self._ended_bytes:
+                return
+            kept_bytes -= session.cost_bytes
+            self.forget(session.session_hash)
+
     async def stop(self) -> None:
         """End everything that runs; used when the box stops."""
         for session in list(self._sessions.values()):
@@ -281,4 +330,5 @@ class Sessions:
             self._link.kill(cell.number, Kind.KILLED_OPERATOR)
             session.fail(Outcome.lost("the box could not carry on with this session"))
         await when_ended(session)
+        self._make_room()
         asyncio.get_running_loop().call_later(self._kept_s, self.forget, session.session_hash)

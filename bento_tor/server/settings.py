@@ -34,3 +34,10 @@ class BoxConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first_uid: Annotated[int, msgspec.Meta(ge=1000, le=2**31 - 2)] = DEFAULT_FIRST_UID
     limits: Literal["cgroups", "rlimits-only"] = "cgroups"
     policy: Policy = Policy()
+
+    def __post_init__(self) -> None:
+        """A ValueError that names the key, where a limit is none at all."""
+        limits = {f"limits.{name}": value for name, value in msgspec.structs.asdict(self.policy.limits).items()}
+        for name, value in (limits | {"sessions": self.policy.sessions}).items():
+            if value < 1:
+                raise ValueError(f"policy.{name} must be at least 1, not {value}")

@@ -75,7 +75,8 @@ def maybe_relay(state: Path) -> SetUp | None:
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as why:
-        raise ConfigError(f"{path} cannot be used: {why}", hint="run setup-relay again") from why
+        reason = why.strerror if isinstance(why, OSError) else str(why)
+        raise ConfigError(f"{path} cannot be used: {reason}", hint="choose another folder: --state") from why
 
 
 def write_relay(state: Path, record: SetUp) -> None:

@@ -140,19 +140,19 @@ class Store:
     # --- sessions -------------------------------------------------------------------------------------------
 
     def begin_session(self, session: bytes, invocation: bytes) -> bool:
-        """Note on disk that this session starts. False: it did before, and must not start again."""
+        """Note on disk that this session starts. False: it did before, and must not start again.
+
+        Also False where the function has meanwhile been erased: what an erasure has passed never starts."""
+        function = self._hash(tokens.INVOCATION, invocation)
         try:
-            self._db.execute(
-                "INSERT INTO sessions VALUES (?, ?, NULL, ?)",
-                (
-                    self._hash(tokens.SESSION, session),
-                    self._hash(tokens.INVOCATION, invocation),
-                    int(time.time() // 3600),
-                ),
+            started = self._db.execute(
+                "INSERT INTO sessions SELECT ?, ?, NULL, ? WHERE EXISTS"
+                " (SELECT 1 FROM functions WHERE invocation_hash = ?)",
+                (self._hash(tokens.SESSION, session), function, int(time.time() // 3600), function),
             )
         except sqlite3.IntegrityError:
             return False
-        return True
+        return started.rowcount == 1
 
     def cancel_session(self, session_hash: bytes) -> None:
         """It could not start after all; the same token may try again."""

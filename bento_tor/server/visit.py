@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from bento_tor.errors import ConfigError, RemoteProtocolError, SandboxError
+from bento_tor.errors import ConfigError, LocalProtocolError, RemoteProtocolError, SandboxError
 from bento_tor.policy import document
 from bento_tor.policy import manifest as manifests
 from bento_tor.policy.outcome import Outcome
@@ -29,6 +29,8 @@ _HELLO_S = 30.0
 _IDLE_S = 300.0
 # A client that takes nothing for so long, while it is owed bytes, is gone.
 _WRITE_S = 300.0
+# A client that is being left has so long to take the last words.
+_CLOSE_S = 5.0
 _READ_BYTES = 64 * 1024
 # Input is acknowledged when this much has been taken since the last Ack.
 _ACK_EVERY_UNITS = m.INITIAL_WINDOW // 4
@@ -60,9 +62,16 @@ class Visit:
         finally:
             for reading in list(self._open.values()):
                 reading.stop()
+            for store, _ in self._uploads.values():
+                self._desk.release(store.size)
             self._writer.close()
-            with suppress(ConnectionError, TimeoutError):
-                await asyncio.wait_for(self._writer.wait_closed(), 5.0)
+            try:
+                await asyncio.wait_for(self._writer.wait_closed(), _CLOSE_S)
+            except (ConnectionError, TimeoutError):
+                pass
+            finally:
+                # Closing waits for a client to take what it is owed; one that never does must not keep it all here.
+                self.abort()
 
     async def _serve(self) -> None:
         patience_s = _HELLO_S
@@ -71,7 +80,7 @@ class Visit:
                 async with asyncio.timeout(patience_s):
                     data = await self._reader.read(_READ_BYTES)
             except TimeoutError:
-                if any(not reading.told for reading in self._open.values()):
+                if any(reading.session.maybe_outcome is None for reading in self._open.values()):
                     continue
                 raise
             self._connection.receive_data(data)
@@ -122,6 +131,9 @@ class Visit:
         if reasons:
             await self._refuse(store.channel, m.Code.MANIFEST, "; ".join(reasons))
             return
+        if not self._desk.reserve(store.size):
+            await self._refuse(store.channel, m.Code.FULL, "this box takes as many uploads at once as it can")
+            return
         self._uploads[store.channel] = (store, bytearray())
         await self._finish_upload(store.channel)
 
@@ -134,6 +146,7 @@ class Visit:
         if len(source) < store.size:
             return
         del self._uploads[channel]
+        self._desk.release(store.size)
         if hashlib.sha256(source).digest() != store.digest:
             await self._refuse(channel, m.Code.PROTOCOL, "the code that arrived is not what was announced")
             return
@@ -203,7 +216,10 @@ class Visit:
                 await self.send(m.Gone(message.channel))
             case m.Input() if reading and not reading.displaced:
                 reading.session.put_input(message.offset, message.data, end=message.end, eof=message.eof)
-            case m.Ack() if reading:
+            case m.Padding() if reading and not reading.displaced:
+                reading.session.skip_input(message.offset, len(message.data))
+            # A displaced reader may still be owed bytes: what it acknowledges, the new one has not got.
+            case m.Ack() if reading and not reading.displaced:
                 if reading.acknowledge(message.received):
                     self._desk.forget(reading.session)
             case m.End() if reading:
@@ -218,6 +234,10 @@ class Visit:
     async def send(self, *messages: m.Message) -> None:
         """Send, in one write."""
         await self._write(self._connection.send_many(messages))
+
+    def abort(self) -> None:
+        """Drop the connection now, with whatever the client was still owed."""
+        self._writer.transport.abort()
 
     def leave(self, channel: int) -> None:
         """A reading is over."""
@@ -274,8 +294,10 @@ class Reading:
                 if await self._step():
                     return
                 await bell.wait()
+        except LocalProtocolError:
+            pass  # the client has broken the protocol meanwhile: its refusal is on its way
         except (ConnectionError, TimeoutError):
-            pass
+            self._visit.abort()
         finally:
             self.session.detach(self._on_displaced)
 

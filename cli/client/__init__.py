@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from bento_tor.cli.main import LazyGroup
 
 COMMANDS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from bento_tor.cli import ui
 from bento_tor.cli.client.reach import Reach, find_session, pass_reach
 from bento_tor.cli.options import json_option
@@ -19,6 +20,7 @@ def command(name: str, as_json: bool, reach: Reach) -> None:
     known_as, kept = find_session(name)
     with ui.progress(f"ending {name} at {kept.box}"), reach.box(kept.box) as box:
         session = box.attach(kept.session, offset=kept.offset)
+        session.wait_attached()
         session.end()
         outcome = session.wait()
     forget_session(known_as)

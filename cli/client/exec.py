@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import click
+
 from bento_tor.cli import ui
 from bento_tor.cli.client.reach import Reach, find_function, no_keyring_option, pass_reach
 from bento_tor.cli.options import json_option
-
 from bento_tor.errors import ConfigError
 
 
@@ -45,9 +45,14 @@ def command(
     ticket = str(Ticket(kept.box, "session", session.token))
     maybe_name = None
     if not no_keyring:
-        with keyring.changing() as ring:
-            maybe_name = ring.free_name(f"{known_as or call.name}.1")
-            ring.sessions[maybe_name] = keyring.KeptSession(kept.box, known_as, session.token)
+        try:
+            with keyring.changing() as ring:
+                free = ring.free_name(f"{known_as or call.name}.1")
+                ring.sessions[free] = keyring.KeptSession(kept.box, known_as, session.token)
+            maybe_name = free
+        except ConfigError as error:
+            # It runs: without its ticket, printed below, nobody could talk to it.
+            ui.warn(f"{error.message}: keep the ticket yourself")
     if as_json:
         ui.result_json({"session": maybe_name, "box": kept.box, "ticket": ticket})
         return

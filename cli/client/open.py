@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
+
 from bento_tor.cli import ui
 from bento_tor.cli.client.reach import Reach, find_session, pass_reach
 from bento_tor.cli.client.talk import Talk, finish
@@ -27,11 +30,16 @@ def command(name: str, raw: bool, output: str | None, as_json: bool, reach: Reac
         box = reach.box(kept.box).__enter__()
     with box:
         session = box.attach(kept.session, offset=kept.offset)
+        # What is acknowledged is forgotten there: even after kill -9 we must know where to go on.
+        session.before_ack = partial(keep_place, known_as)
         try:
             outcome = talk.carry(session)
-        except KeyboardInterrupt:
-            session.detach()
+        except BaseException as why:
+            # Whatever cut us off, the box has forgotten what we acknowledged: go on from there next time.
             keep_place(known_as, session.offset)
+            if not isinstance(why, KeyboardInterrupt):
+                raise
+            session.detach()
             ui.say(f"left running: 'bento-tor client open {name}' comes back to it")
             raise
     forget_session(known_as)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 import msgspec
+
 from bento_tor.cli import ui
 from bento_tor.cli.client.reach import Reach, box_option, pass_reach
 from bento_tor.cli.options import json_option

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
 from bento_tor.cli import ui
 from bento_tor.cli.options import tor_options
-
 from bento_tor.client import keyring, tickets
 from bento_tor.client.box import Box, connect
 from bento_tor.client.keyring import Kept, KeptSession
@@ -88,9 +88,9 @@ class Reach:
         )
 
     def _find_socks(self) -> str:
-        if self._socks:
+        if self._socks is not None:
             return self._socks
-        if self._network_dir:
+        if self._network_dir is not None:
             from bento_tor.network.network import Network
 
             return str(Network.load(Path(self._network_dir)).client.socks)

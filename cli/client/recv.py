@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from bento_tor.cli import ui
 from bento_tor.cli.client.reach import Reach, find_session, pass_reach
 from bento_tor.cli.client.talk import Talk, finish, write_message
@@ -24,6 +25,7 @@ def command(name: str, raw: bool, as_json: bool, reach: Reach) -> None:
     talk = Talk(raw=raw, file=None, as_json=as_json)
     with reach.box(kept.box) as box:
         session = box.attach(kept.session, offset=kept.offset)
+        session.wait_attached()
         message = session.maybe_receive(timeout_s=reach.timeout_s)
         if message is not None:
             session.detach()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from contextlib import suppress
 
 import click
+
 from bento_tor.cli import ui
 from bento_tor.cli.client.reach import Reach, box_option, pass_reach
 from bento_tor.cli.client.talk import Talk, finish
 from bento_tor.cli.options import json_option
-
 from bento_tor.errors import BentoError
 
 
@@ -44,6 +45,8 @@ def command(
     call = source.parse_call(call_text) if call_text else source.entry_call(function, list(arguments))
     talk = Talk(raw=raw, file=output, as_json=as_json)
     started = time.monotonic()
+    # A SIGTERM, like a Ctrl-C, must not leave the function at the box.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ui.progress(f"connecting to {box_address}"):
         box = reach.box(box_address, remember=False).__enter__()
     with box:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
+
 from bento_tor.cli import ui
 from bento_tor.cli.client.reach import Reach, find_session, pass_reach
 from bento_tor.cli.options import json_option
+from bento_tor.errors import Refused
 
 
 @click.command()
@@ -18,11 +21,13 @@ from bento_tor.cli.options import json_option
 def command(name: str, text: str, as_json: bool, reach: Reach) -> None:
     """Send TEXT (or, for -, all of standard input) as one message to the session NAME, and leave it running."""
     _, kept = find_session(name)
-    data = sys.stdin.buffer.read() if text == "-" else text.encode()
+    data = sys.stdin.buffer.read() if text == "-" else os.fsencode(text)
     with ui.progress(f"sending to {kept.box}"), reach.box(kept.box) as box:
         session = box.attach(kept.session, offset=kept.offset)
         session.wait_attached()
-        session.send(data)
+        sent = session.send(data)
         session.detach()
+    if not sent:
+        raise Refused(f"the function of {name} has ended: it did not get this", hint="'client recv' says how it ended")
     if as_json:
         ui.result_json({"session": name, "sent_bytes": len(data)})

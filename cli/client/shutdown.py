@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import click
+
 from bento_tor.cli import ui
 from bento_tor.cli.client.reach import Reach, find_function, pass_reach
 from bento_tor.cli.options import json_option
-
 from bento_tor.errors import ConfigError
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
-from bento_tor.cli import ui
 
+from bento_tor.cli import ui
 from bento_tor.client.session import Session
 from bento_tor.errors import BentoError, ConfigError, FunctionFailed
 from bento_tor.policy.outcome import Kind, Outcome
@@ -38,6 +38,7 @@ class Talk:
 
     def carry(self, session: Session) -> Outcome:
         """Feed standard input to the session, write what comes, until it ends."""
+        session.wait_attached()
         threading.Thread(target=_feed, args=(session,), name="stdin", daemon=True).start()
         while (piece := session.maybe_piece()) is not None:
             self._take(piece.data, end=piece.end)
@@ -51,6 +52,8 @@ class Talk:
 
     def _take(self, data: bytes, *, end: bool) -> None:
         if self._as_json:
+            if self._out is not None:
+                self._write(data)
             self._held += data
             if end:
                 self.messages.append(bytes(self._held))
@@ -75,8 +78,6 @@ class Talk:
         if self._held:
             self._write(bytes(self._held))
         self._held.clear()
-        if self._out is not None:
-            self._out.flush()
 
     def _write(self, data: bytes) -> None:
         if self._out is None:
@@ -84,6 +85,7 @@ class Talk:
             return
         try:
             self._out.write(data)
+            self._out.flush()
         except OSError as why:
             raise ConfigError(f"cannot write the output: {why.strerror}") from why
 
@@ -131,13 +133,15 @@ def write_message(message: bytes, talk: Talk, *, as_json: bool) -> None:
 def _feed(session: Session) -> None:
     """Each line of standard input is a message. Read raw: a thread that waits in a buffer blocks the program's end."""
     with suppress(BentoError):
-        rest = b""
+        rest = bytearray()  # grows in place: a line may be 100 MB long
         while data := _read_stdin():
-            *lines, rest = (rest + data).split(b"\n")
+            *lines, last = data.split(b"\n")
             for line in lines:
-                session.send(line)
+                session.send(bytes(rest + line))
+                rest.clear()
+            rest += last
         if rest:
-            session.send(rest)
+            session.send(bytes(rest))
         session.finish()
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import click
+
 from bento_tor.cli import ui
 from bento_tor.cli.client.reach import Reach, box_option, no_keyring_option, pass_reach
 from bento_tor.cli.options import json_option
+from bento_tor.errors import ConfigError
 
 
 @click.command()
@@ -23,6 +25,7 @@ def command(file: str, name: str | None, no_keyring: bool, box_address: str, as_
     from bento_tor.client.tickets import Ticket
 
     function = source.load(file)
+    wanted = "" if no_keyring else keyring.check_name(function.name if name is None else name)
     with (
         ui.progress(f"storing {function.name} at {box_address}"),
         reach.box(box_address, remember=not no_keyring) as box,
@@ -36,9 +39,14 @@ def command(file: str, name: str | None, no_keyring: bool, box_address: str, as_
     )
     maybe_name = None
     if not no_keyring:
-        with keyring.changing() as ring:
-            maybe_name = ring.free_name(name or function.name)
-            ring.functions[maybe_name] = kept
+        try:
+            with keyring.changing() as ring:
+                free = ring.free_name(wanted)
+                ring.functions[free] = kept
+            maybe_name = free
+        except ConfigError as error:
+            # It is stored: without its tickets, printed below, nobody could use or erase it.
+            ui.warn(f"{error.message}: keep the tickets yourself")
     invocation = str(Ticket(box_address, "invocation", stored.invocation))
     shutdown = str(Ticket(box_address, "shutdown", stored.shutdown_token or b""))
     if as_json:

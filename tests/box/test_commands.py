@@ -75,6 +75,8 @@ def test_bytes_pass_as_they_are(client: Bento, tmp_path: Path) -> None:
     name = write(tmp_path, "def f():\n    for b in (b'\\xff', b'a', b'x' * 99999): api.send(b)")
     assert client("run", name, "-o", "out").returncode == 0
     assert (tmp_path / "out").read_bytes() == b"\xffa" + b"x" * 99999
+    assert json.loads(client("run", "hello", "-o", "out", "--json").stdout)["messages"] == ["hello world"]
+    assert (tmp_path / "out").read_bytes() == b"hello world"
 
 
 def test_json_is_one_object_whatever_happens(client: Bento, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from bento_tor.cli.image import command
 from click.testing import CliRunner
 
+from bento_tor.cli.image import command
 from bento_tor.errors import ConfigError, SandboxError
 from bento_tor.policy.limits import Limits
 from bento_tor.sandbox import images, spec, trial

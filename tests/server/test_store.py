@@ -87,15 +87,24 @@ def test_erasing_takes_the_sealed_bytes_off_the_disk(path: Path) -> None:
 
 
 def test_a_session_starts_once(path: Path) -> None:
-    store, session = open_store(path), token()
-    assert store.begin_session(session, token())
-    assert not store.begin_session(session, token())
+    store, session, invocation = open_store(path), token(), token()
+    store.save(invocation, token(), b"m", SECRET)
+    assert store.begin_session(session, invocation)
+    assert not store.begin_session(session, invocation)
+
+
+def test_nothing_starts_that_has_been_erased(path: Path) -> None:
+    store, invocation, shutdown = open_store(path), token(), token()
+    store.save(invocation, shutdown, b"m", SECRET)
+    store.erase(shutdown)
+    assert not store.begin_session(token(), invocation)
 
 
 def test_what_a_crash_left_running_is_lost(path: Path) -> None:
-    store, running, ended = open_store(path), token(), token()
-    store.begin_session(running, token())
-    store.begin_session(ended, token())
+    store, running, ended, invocation = open_store(path), token(), token(), token()
+    store.save(invocation, token(), b"m", SECRET)
+    store.begin_session(running, invocation)
+    store.begin_session(ended, invocation)
     store.end_session(store.session_hash(ended), "returned")
     store.close()
     store = open_store(path)
