@@ -149,7 +149,7 @@ class Box:
         return Function(self, invocation, shutdown=shutdown)
 
     def run(self, source: Source, call: Call | None = None) -> Session:
-        """Store, start and open in one flight. `session.maybe_function` is the stored function, to be shut down."""
+        """Store, start and open in one flight. `shutdown(session.maybe_shutdown)` erases it."""
         invocation, shutdown, token = _fresh_token(), _fresh_token(), _fresh_token()
         upload, channel = self._wire.new_channel(), self._wire.new_channel()
         self._fly(
@@ -161,7 +161,7 @@ class Box:
         )
         self._finish(upload, m.Stored)
         session = Session(self._wire, channel, token)
-        session.maybe_function = Function(self, invocation, shutdown=shutdown, maybe_source=source)
+        session.maybe_shutdown = shutdown
         return session
 
     def start(self, invocation: bytes, call: Call) -> Session:

@@ -16,6 +16,7 @@ import socks
 
 from bento_tor.controller.endpoints import Endpoint
 from bento_tor.controller.onion import is_onion_address
+from bento_tor.controller.streams import SocksStream
 from bento_tor.errors import ConfigError, ConnectError, TorError
 
 DEFAULT_SOCKS = "127.0.0.1:9050"
@@ -55,11 +56,10 @@ def dial(address: BoxAddress, proxy: Endpoint, *, isolation: str, timeout_s: flo
     """A connected stream to the box. Raises ConnectError (the box) or TorError (our tor)."""
     if address.route == "direct":
         return _dial_direct(address, timeout_s)
-    sock = _Socks(proxy)
-    sock.settimeout(timeout_s)
-    # tor reserves user names that begin with "<torS0X>"; a hash in hexadecimal never does.
+    # Of the isolation word tor learns a hash only.
     user = hashlib.sha256(isolation.encode(errors="surrogateescape")).hexdigest()[:32]
-    sock.set_proxy(socks.SOCKS5, proxy.host or "unix", proxy.port or 1, rdns=True, username=user, password="bento")  # noqa: S106
+    sock = SocksStream(proxy, user=user, password="bento")  # noqa: S106 - tor takes any; the pair isolates
+    sock.settimeout(timeout_s)
     try:
         sock.connect((address.host, address.port), catch_errors=True)
     except TimeoutError as why:
@@ -78,17 +78,6 @@ def dial(address: BoxAddress, proxy: Endpoint, *, isolation: str, timeout_s: flo
             hint="start tor, or name its SOCKS port with --socks or --network",
         ) from why
     return sock
-
-
-class _Socks(socks.socksocket):  # type: ignore[misc]
-    """PySocks, which knows TCP proxies only, taught unix sockets: tor offers both."""
-
-    def __init__(self, proxy: Endpoint) -> None:
-        super().__init__(socket.AF_UNIX if proxy.path else socket.AF_INET6 if ":" in proxy.host else socket.AF_INET)
-        self._path = str(proxy.path or "")
-
-    def _proxy_addr(self) -> object:
-        return self._path or super()._proxy_addr()
 
 
 def _dial_direct(address: BoxAddress, timeout_s: float) -> socket.socket:

@@ -7,15 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from bento_tor.client.wire import Wire, refused
 from bento_tor.errors import ConnectError, RemoteProtocolError
 from bento_tor.policy.outcome import Outcome
 from bento_tor.protocol import messages as m
-
-if TYPE_CHECKING:
-    from bento_tor.client.box import Function
 
 # Output is acknowledged each time this much has been consumed: a fixed number, so that Acks tell nothing but volume.
 _ACK_EVERY_UNITS = m.INITIAL_WINDOW // 4
@@ -45,7 +41,7 @@ class Session:
         self.maybe_outcome: Outcome | None = None
         # Called with the offset that will be acknowledged: the place to note how far one has got.
         self.before_ack: Callable[[int], None] = lambda offset: None
-        self.maybe_function: Function | None = None  # the one that `Box.run` stored for this session
+        self.maybe_shutdown: bytes | None = None  # the shutdown token of the function that `Box.run` stored for it
         self._wire = wire
         self._channel = channel
         self._acked = offset

@@ -17,13 +17,19 @@ TRY_TIMEOUT_S = 12.0
 _PAUSE_S = 0.25
 
 
-class _Socks(socks.socksocket):  # type: ignore[misc] # PySocks has no types
-    """PySocks, also through a unix socket."""
+class SocksStream(socks.socksocket):  # type: ignore[misc] # PySocks has no types
+    """PySocks, which knows TCP proxies over IPv4 only, taught unix sockets and IPv6: tor offers all of them.
 
-    bento_path: str = ""
+    Names are resolved by tor. Each `user` gets circuits of its own; tor reserves those that begin with "<torS0X>"."""
+
+    def __init__(self, proxy: Endpoint, *, user: str, password: str) -> None:
+        family = socket.AF_UNIX if proxy.is_unix else socket.AF_INET6 if ":" in proxy.host else socket.AF_INET
+        super().__init__(family)
+        self._path = str(proxy.path or "")
+        self.set_proxy(socks.SOCKS5, proxy.host or "unix", proxy.port or 1, rdns=True, username=user, password=password)
 
     def _proxy_addr(self) -> object:
-        return self.bento_path or super()._proxy_addr()
+        return self._path or super()._proxy_addr()
 
 
 def open_stream(
@@ -57,12 +63,7 @@ def check_reachable(endpoint: Endpoint, address: str, port: int, *, timeout_s: f
 
 
 def _open_once(endpoint: Endpoint, host: str, port: int, timeout_s: float) -> socket.socket:
-    stream = _Socks(socket.AF_UNIX if endpoint.is_unix else socket.AF_INET)
-    stream.bento_path = str(endpoint.path) if endpoint.path is not None else ""
-    proxy = ("localhost", 1) if endpoint.is_unix else (endpoint.host, endpoint.port)
-    # A word of our own first: names that begin with "<torS0X>" mean something to tor.
-    user = f"bento-{secrets.token_hex(8)}"
-    stream.set_proxy(socks.SOCKS5, *proxy, rdns=True, username=user, password=secrets.token_hex(8))
+    stream = SocksStream(endpoint, user=f"bento-{secrets.token_hex(8)}", password=secrets.token_hex(8))
     stream.settimeout(timeout_s)
     try:
         stream.connect((host, port))

@@ -58,9 +58,8 @@ def command(
             session.end()
             raise
         finally:
-            stored = session.maybe_function
-            if stored is not None:
+            if session.maybe_shutdown is not None:
                 # Nothing stays behind; if the connection has broken, the box's own limits see to it.
                 with suppress(BentoError):
-                    stored.shutdown()
+                    box.shutdown(session.maybe_shutdown)
     finish(outcome, session, talk, as_json=as_json, seconds=round(time.monotonic() - started, 3))
