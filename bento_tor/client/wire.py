@@ -104,8 +104,8 @@ class Wire:
     def wait(self, channel: int, *, deadline: float | None = None, late: tuple[str, str] = _LATE) -> m.Message:
         """The next message of a channel. A Refused for the whole connection is raised here.
 
-        `deadline` is on time.monotonic(), and `late` (a sentence, a hint) is what is raised after it; without one it waits for as long as the
-        connection stands."""
+        `deadline` is on time.monotonic(); without one it waits for as long as the connection stands. `late` (a
+        sentence, a hint) is what is raised after it."""
         with self._state:
             while not (inbox := self._inboxes[channel]):
                 self._check()
