@@ -15,6 +15,9 @@ from bento_tor.protocol import messages as m
 
 # Output is acknowledged each time this much has been consumed: a fixed number, so that Acks tell nothing but volume.
 _ACK_EVERY_UNITS = m.INITIAL_WINDOW // 4
+# How far the box may be ahead of us. The first window of the protocol is small; a circuit with a round trip of a second
+# carries no more than one window in it.
+_WINDOW_UNITS = 4 * 1024 * 1024
 _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 
 
@@ -166,11 +169,11 @@ class Session:
 
     def _ack(self) -> m.Ack:
         self._acked = self.offset
-        return m.Ack(self._channel, self.offset, self.offset + m.INITIAL_WINDOW)
+        return m.Ack(self._channel, self.offset, self.offset + _WINDOW_UNITS)
 
     def _end(self, ended: m.Ended) -> None:
         # The end is one unit of the stream: with this Ack the box knows that nothing need be kept.
-        last_ack = m.Ack(self._channel, self.offset + 1, self.offset + 1 + m.INITIAL_WINDOW)
+        last_ack = m.Ack(self._channel, self.offset + 1, self.offset + 1 + _WINDOW_UNITS)
         with suppress(ConnectError):
             self._wire.maybe_send(self._channel, last_ack)
         self.maybe_outcome = Outcome.parse(ended.outcome, ended.detail)

@@ -33,7 +33,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: Limits = Limits()
     sessions: int = 16
     functions: int = 1000
-    kept_bytes: int = MIB
+    kept_bytes: int = 4 * MIB
     host_stats: Literal["none", "coarse", "full"] = "none"
     egress: tuple[Literal["exit", "tor"], ...] = ()
     tor: tuple[str, ...] = ()
