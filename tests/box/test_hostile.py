@@ -184,7 +184,7 @@ def test_a_session_that_was_left_has_no_outcome_to_wait_for(box) -> None:
         session.detach()
         with pytest.raises(ConnectError, match="left"):
             session.wait()
-        session.maybe_function.shutdown()
+        there.shutdown(session.maybe_shutdown)
 
 
 def test_a_box_that_takes_nothing_does_not_hold_its_client(tmp_path: Path) -> None:
