@@ -16,6 +16,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wall_s            seconds from its start to its end
     data_bytes        its private /data (a tmpfs)
     open_files        descriptors of one process
+    cpu_s             processor seconds of all its processes together
+    data_inodes       files and directories in /data
     """
 
     memory_bytes: int = 128 * MIB
@@ -24,3 +26,5 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wall_s: int = 300
     data_bytes: int = 16 * MIB
     open_files: int = 64
+    cpu_s: int = 60
+    data_inodes: int = 1024

@@ -27,6 +27,7 @@ class Kind(StrEnum):
     CRASHED = "crashed"
     KILLED_MEMORY = "killed:memory"
     KILLED_TIME = "killed:time"
+    KILLED_CPU = "killed:cpu"
     KILLED_OUTPUT = "killed:output"
     KILLED_POLICY = "killed:policy"
     KILLED_USER = "killed:user"
@@ -37,6 +38,7 @@ class Kind(StrEnum):
 _SENTENCES = {
     Kind.KILLED_MEMORY: "the function used more memory than it may",
     Kind.KILLED_TIME: "the function ran longer than it may",
+    Kind.KILLED_CPU: "the function used more processor time than it may",
     Kind.KILLED_OUTPUT: "the function sent more than it may",
     Kind.KILLED_POLICY: "the function did what the box's policy forbids",
     Kind.KILLED_USER: "the session's user ended it",

@@ -4,7 +4,9 @@ frames, wire, spec, driver   pure: what is said to whom, and what a sandbox is m
 images, bytecode             what a function sees
 jail, cell                   starts sandboxes; one running sandbox. With them: plumbing, cgroups,
                                  hierarchies, uids
-trial                        one function run to see that all this works here
+outer, seccomp               what is arranged around bubblewrap, and the system calls that stay
+trial, layers, probe         one function run to see that all this works here; what holds here, layer by layer
+pool                         sandboxes that wait for code
 keeper, link                 the process that may use a jail; the box's way to it
 mounts                       directories of ours, shown to processes that are not root
 """

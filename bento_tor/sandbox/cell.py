@@ -47,12 +47,20 @@ class Cell:
         self._process_fd = os.pidfd_open(process.pid)
         self._killed: Kind | None = None
         self._group: Group | None = None
+        # The listening end of its way out, where it may have one; to be handed on, and the cell's to close.
+        self.maybe_door: socket.socket | None = None
         self._on_gone: list[Callable[[], None]] = []
 
     def join(self, group: Group) -> None:
         """Put it under the limits of `group`, which then is the cell's to remove. Raises SandboxError."""
         self._group = group
         group.add(self.pid)
+
+    def change_limits(self, limits: Limits) -> None:
+        """What the session that gets it may have: memory, processes, processor time. Raises SandboxError."""
+        if self._group is not None:
+            self._group.change(self.limits, limits)
+        self.limits = limits
 
     def when_gone(self, callback: Callable[[], None]) -> None:
         """Call back once nothing of it is left."""
@@ -71,6 +79,8 @@ class Cell:
         """Close our copies of what has been passed on to the box."""
         self.control.close()
         self.log.close()
+        if self.maybe_door is not None:
+            self.maybe_door.close()
 
     def kill(self, reason: Kind) -> None:
         """End it, by a signal that nothing inside can catch. The first reason stays."""
@@ -80,6 +90,17 @@ class Cell:
             signal.pidfd_send_signal(self._pid_fd, signal.SIGKILL)
         if not self.ended:
             self._process.kill()
+
+    def maybe_excess(self) -> Kind | None:
+        """Which limit of the whole session has been overstepped, if any: then it is to be killed.
+
+        cgroup v1 kills one process for memory, and the others would go on without it."""
+        if self._group is None:
+            return None
+        if self._group.oom_kills() > 0:
+            return Kind.KILLED_MEMORY
+        used_s = self._group.maybe_cpu_s()
+        return Kind.KILLED_CPU if used_s is not None and used_s > self.limits.cpu_s else None
 
     def wait(self, timeout_s: float) -> Seen:
         """Wait for its end and collect it. Raises SandboxError when it still runs after `timeout_s`
@@ -94,9 +115,8 @@ class Cell:
         if status < 0:
             status = SIGNAL_STATUS - status
         self._reap()
-        out_of_memory = self._group is not None and self._group.oom_kills() > 0
         killed = self._killed if status == SIGNAL_STATUS + signal.SIGKILL else None
-        seen = Seen(status, Kind.KILLED_MEMORY if out_of_memory and killed is None else killed)
+        seen = Seen(status, self._kernels_reason(status) if killed is None else killed)
         self.hand_over()
         os.close(self._process_fd)
         os.close(self._pid_fd)
@@ -105,6 +125,12 @@ class Cell:
                 callback()
         # Else its user id stays out of use: something under it still lives.
         return seen
+
+    def _kernels_reason(self, status: int) -> Kind | None:
+        """Why the kernel ended it, where we did not."""
+        if self._group is not None and self._group.oom_kills() > 0:
+            return Kind.KILLED_MEMORY
+        return Kind.KILLED_CPU if status == SIGNAL_STATUS + signal.SIGXCPU else None
 
     def _reap(self, timeout_s: float = 2.0) -> None:
         """The namespace's first process is ours once bubblewrap has gone: we are its subreaper."""

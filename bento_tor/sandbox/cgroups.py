@@ -34,6 +34,14 @@ class Group:
         for _, path in self._paths.values():
             _write(path / "cgroup.procs", str(pid))
 
+    def change(self, before: Limits, limits: Limits) -> None:
+        """Other limits than those of `before`, for processes that are in it. Raises SandboxError."""
+        for controller, (version, path) in self._paths.items():
+            settings = _settings(controller, version, limits)
+            if settings != _settings(controller, version, before):
+                for file, value in settings:
+                    _set(path / file, value)
+
     def oom_kills(self) -> int:
         """How many of its processes the kernel has killed for memory."""
         if "memory" not in self._paths:
@@ -45,6 +53,18 @@ class Group:
             return 0
         counts = dict(line.split() for line in text.splitlines())
         return int(counts.get("oom_kill", 0))
+
+    def maybe_cpu_s(self) -> float | None:
+        """The processor seconds of all its processes so far; None where nobody counts."""
+        try:
+            if "cpuacct" in self._paths:
+                return int((self._paths["cpuacct"][1] / "cpuacct.usage").read_text()) / 1e9
+            version, path = self._paths.get("cpu", (1, Path()))
+            if version == 2:
+                return int((path / "cpu.stat").read_text().split()[1]) / 1e6
+        except (OSError, ValueError, IndexError):
+            pass
+        return None
 
     def destroy(self, timeout_s: float = 2.0) -> bool:
         """Remove them; whether that worked in time. False: something still lives there."""
@@ -102,7 +122,22 @@ class Cgroups:
     @property
     def effective(self) -> frozenset[str]:
         """The controllers whose limits hold."""
-        return frozenset(self._own)
+        return frozenset(self._own) - {"cpuacct"}
+
+    @property
+    def counts_cpu(self) -> bool:
+        """Whether processor seconds are counted for a session as a whole."""
+        return "cpuacct" in self._own or self._own.get("cpu", (1, Path()))[0] == 2
+
+    @property
+    def denies_swap(self) -> bool:
+        """Whether memory of a session is never swapped out: the host has no swap, or we may forbid it."""
+        with suppress(OSError):
+            if len(Path("/proc/swaps").read_text().splitlines()) <= 1:
+                return True
+        version, path = self._own.get("memory", (0, Path()))
+        file = "memory.swap.max" if version == 2 else "memory.memsw.limit_in_bytes"
+        return version != 0 and (path / file).exists()
 
     def create(self, name: str, limits: Limits) -> Group:
         """Cgroups with `limits`, still empty. Raises SandboxError; then nothing is left."""
@@ -126,10 +161,10 @@ def _settings(controller: str, version: int, limits: Limits) -> list[tuple[str, 
         # No memory.high: it only slows a memory bomb down, for half a minute.
         swap = [("memory.swap.max?", "0"), ("memory.oom.group", "1")]
         cpu = [("cpu.max", f"{quota} {_CPU_PERIOD_US}")]
-        return {"memory": [("memory.max", memory), *swap], "pids": pids, "cpu": cpu}[controller]
+        return {"memory": [("memory.max", memory), *swap], "pids": pids, "cpu": cpu}.get(controller, [])
     swap = [("memory.memsw.limit_in_bytes?", memory), ("memory.swappiness", "0")]
     cpu = [("cpu.cfs_period_us", str(_CPU_PERIOD_US)), ("cpu.cfs_quota_us", str(quota))]
-    return {"memory": [("memory.limit_in_bytes", memory), *swap], "pids": pids, "cpu": cpu}[controller]
+    return {"memory": [("memory.limit_in_bytes", memory), *swap], "pids": pids, "cpu": cpu}.get(controller, [])
 
 
 def _set(path: Path, value: str) -> None:

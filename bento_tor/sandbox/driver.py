@@ -1,18 +1,29 @@
 """The one file of ours that runs inside the sandbox. Standard library only; it imports nothing of bento-tor.
 
-It is started as `python -I -S -B -X utf8 driver.py FD DIRECTORY`: FD is the control socket, a stream;
-DIRECTORY holds the image's packages. On the socket each frame is one byte of type, four bytes of length
-(big-endian), and a body.
+It is started as `python -I -S -B -X utf8 driver.py FD DIRECTORY FILTER`: FD is the control socket, a stream;
+DIRECTORY holds the image's packages; FILTER is a file of seccomp instructions, loaded before anything is read
+from the socket: where that fails, no code is run. On the socket each frame is one byte of type, four bytes of
+length (big-endian), and a body.
 
     box -> driver  0x01 CODE          2 bytes length of the call's name, 4 bytes length of the arguments, the
                                       name, the arguments (Python literal of a pair: list, dict), the source
                    0x02 INPUT         1 byte flags (1: end of this message, 2: no more input), then data
                    0x03 HOST_REPLY    JSON object, the answer to HOST
                    0x04 HOST_REFUSED  a sentence, the other answer to HOST
+                   0x07 KEEPING       before CODE, where the function may keep data: Python source that makes
+                                      api.store (bento_tor/sandbox/keeping.py)
+                   0x08 STORE_REPLY   JSON object, the answer to STORE and to the last STORE_DATA
+                   0x09 STORE_REFUSED the other answer: a word, a space, a sentence
+                   0x0A STORE_BYTES   after the answer to a get: up to 64 KiB of the blob
+                   0x06 EGRESS        before CODE, where the function may connect: Python source that makes its
+                                      connections leave (bento_tor/egress/inside.py)
     driver -> box  0x81 READY         the interpreter is up
                    0x82 MESSAGE       1 byte flags (1: end of this message), then up to 64 KiB of data
                    0x83 PADDING       8 bytes: how many bytes of padding to send
                    0x84 HOST          what may I know about the host?
+                   0x88 STORE         1 byte verb (get, put, delete, list), 8 bytes expected version (-1: any), 8
+                                      bytes length, the name of a blob
+                   0x89 STORE_DATA    up to 64 KiB of the blob that a put announced and the box agreed to
                    0x85 RETURNED      last word; the value has been sent as a last message
                    0x86 RAISED        last word; up to 2 KiB of traceback, of the function's own lines
                    0x87 EXITED        last word; 1 byte of exit status
@@ -35,14 +46,20 @@ if TYPE_CHECKING:
     import traceback
 
 CODE, INPUT, HOST_REPLY, HOST_REFUSED = 0x01, 0x02, 0x03, 0x04
+EGRESS, KEEPING, STORE_REPLY, STORE_REFUSED, STORE_BYTES = 0x06, 0x07, 0x08, 0x09, 0x0A
+STORE, STORE_DATA = 0x88, 0x89
 READY, MESSAGE, PADDING, HOST, RETURNED, RAISED, EXITED = 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x87
 END, EOF = 0x01, 0x02
 MAX_PART_BYTES = 64 * 1024
 MAX_TRACEBACK_BYTES = 2 * 1024
 MAX_PADDING_BYTES = 1 << 32
 FUNCTION_FILE = "function.py"
+EGRESS_MODULE = "__egress__"
+KEEPING_MODULE = "__keeping__"
+MAX_FILTER_BYTES = 8 * 4096  # the kernel takes so many instructions, of 8 bytes each
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 # Known to the design, not yet to this box: the error should say which of the two a name is.
-NOT_YET = {"pad_to": "", "store": "", "connect": "egress", "tor": "tor", "box": ""}
+NOT_YET = {"pad_to": "", "store": "store", "tor": "tor", "box": ""}
 
 
 class Unavailable(AttributeError):
@@ -146,6 +163,13 @@ class Api:
             raise ValueError(f"api.pad takes a number of bytes from 0 to {MAX_PADDING_BYTES}")
         self._wire.write(PADDING, length.to_bytes(8, "big"))
 
+    def connect(self, host: str, port: int, timeout_s: float | None = None) -> object:
+        """A connected socket to a host outside. Raises OSError with the reason where the box lets nothing there."""
+        egress = sys.modules.get(EGRESS_MODULE)
+        if egress is None:
+            raise Unavailable("api.connect: the function's [tool.bento] table has no key 'egress'")
+        return egress.connect(host, port, timeout_s)
+
     def log(self, text: object) -> None:
         """Write a line to the session's log."""
         sys.stderr.write(f"{text}\n")
@@ -157,10 +181,7 @@ class Api:
 
         with self._receiving:
             self._wire.write(HOST)
-            self._answer = None
-            while self._answer is None:
-                self._take()
-            kind, body = self._answer
+            kind, body = self._wait_answer()
         if kind == HOST_REFUSED:
             raise PermissionError(body.decode())
         facts: dict[str, object] = json.loads(body)
@@ -172,6 +193,13 @@ class Api:
         key = NOT_YET[name]
         needs = f"; it will need the key {key!r} in the function's [tool.bento] table" if key else ""
         raise Unavailable(f"api.{name}: this box does not offer it yet{needs}")
+
+    def _wait_answer(self) -> tuple[int, bytes]:
+        """The next frame that is no input; `_receiving` is held."""
+        self._answer = None
+        while self._answer is None:
+            self._take()
+        return self._answer
 
     def _take(self) -> None:
         kind, body = self._wire.read()
@@ -203,6 +231,8 @@ def run(wire: Wire, call: str, arguments: str, source: bytes) -> tuple[int, byte
     try:
         args, kwargs = read_arguments(arguments)
         api = Api(wire, args)
+        if KEEPING_MODULE in sys.modules:
+            vars(api)["store"] = sys.modules[KEEPING_MODULE].Store(api)
         target = load(source, api).get(call) if call.isidentifier() else None
         if not callable(target):
             return RAISED, f"NameError: the function's file defines no {call!r} to call\n".encode(), 1
@@ -215,6 +245,15 @@ def run(wire: Wire, call: str, arguments: str, source: bytes) -> tuple[int, byte
         return EXITED, bytes([status]), status
     except BaseException as error:
         return RAISED, describe(error), 1
+
+
+def install(name: str, source: bytes) -> None:
+    """Take in a text of the box's: the way out, or api.store."""
+    module = type(sys)(name)
+    sys.modules[name] = module
+    exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the box's own text
+    if name == EGRESS_MODULE:
+        module.install()
 
 
 def read_arguments(text: str) -> tuple[list[object], dict[str, object]]:
@@ -274,15 +313,33 @@ def name(error: BaseException) -> bytes:
 def forget_driver(told: traceback.TracebackException | None) -> None:
     """Drop the frames of this file, also from what led to the exception."""
     while told is not None:
-        kept = [frame for frame in told.stack if frame.filename != __file__]
+        kept = [frame for frame in told.stack if frame.filename not in (__file__, EGRESS_MODULE, KEEPING_MODULE)]
         told.stack[:] = kept
         if not kept:
             told.stack = None  # type: ignore[assignment]  # no heading above nothing
         told = told.__cause__ or told.__context__
 
 
+def confine(fd: int) -> None:
+    """Give up every system call that the filter does not list, for good. Raises OSError: then no code may run."""
+    import ctypes
+
+    instructions = os.pread(fd, MAX_FILTER_BYTES, 0)
+    os.close(fd)
+
+    class Program(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+    program = Program(len(instructions) // 8, instructions)
+    libc = ctypes.CDLL(None, use_errno=True)
+    # An empty program is refused by the kernel, too.
+    if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "the seccomp filter cannot be loaded")
+
+
 def main() -> None:
-    """Report, take one call, run it, say the last word, end."""
+    """Confine ourselves, report, take one call, run it, say the last word, end."""
+    confine(int(sys.argv[3]))
     wire = Wire(int(sys.argv[1]))
     sys.path.append(sys.argv[2])
     sys.argv = [FUNCTION_FILE]
@@ -291,7 +348,10 @@ def main() -> None:
     status = 1
     try:
         wire.write(READY)
-        _, body = wire.read()
+        kind, body = wire.read()
+        while kind in (EGRESS, KEEPING):
+            install(EGRESS_MODULE if kind == EGRESS else KEEPING_MODULE, body)
+            kind, body = wire.read()
         call_end = 6 + int.from_bytes(body[:2], "big")
         arguments_end = call_end + int.from_bytes(body[2:6], "big")
         call, arguments = body[6:call_end].decode(), body[call_end:arguments_end].decode()

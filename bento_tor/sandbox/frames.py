@@ -12,19 +12,24 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 
 HEADER = struct.Struct("!BI")
 CODE_HEADER = struct.Struct("!HI")
 
 # box -> driver
 CODE, INPUT, HOST_REPLY, HOST_REFUSED = 0x01, 0x02, 0x03, 0x04
+EGRESS, KEEPING, STORE_REPLY, STORE_REFUSED, STORE_BYTES = 0x06, 0x07, 0x08, 0x09, 0x0A
 # driver -> box
 READY, MESSAGE, PADDING, HOST, RETURNED, RAISED, EXITED = 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x87
+STORE, STORE_DATA = 0x88, 0x89
 
 END, EOF = 0x01, 0x02  # flags of MESSAGE and INPUT; EOF only on INPUT
 MAX_PART_BYTES = 64 * 1024
 MAX_TRACEBACK_BYTES = 2 * 1024
 MAX_PADDING_BYTES = 1 << 32
+MAX_BLOB_NAME_BYTES = 256
+_STORE_HEADER = struct.Struct("!BqQ")
 
 # Length of the body: least and most.
 _LENGTHS = {
@@ -35,6 +40,8 @@ _LENGTHS = {
     RETURNED: (0, 0),
     RAISED: (0, MAX_TRACEBACK_BYTES),
     EXITED: (1, 1),
+    STORE: (_STORE_HEADER.size, _STORE_HEADER.size + MAX_BLOB_NAME_BYTES),
+    STORE_DATA: (1, MAX_PART_BYTES),
 }
 
 
@@ -61,6 +68,32 @@ class Padding:
 @dataclass(frozen=True, slots=True)
 class HostRequest:
     """The function asks for what it may know about the host; it waits for the answer."""
+
+
+class Verb(IntEnum):
+    """What a function asks of its storage."""
+
+    GET = 1
+    PUT = 2
+    DELETE = 3
+    LIST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRequest:
+    """`expect`: the version that must be there, 0 for none, -1 for any. `length`: of the blob that is put."""
+
+    verb: Verb
+    name: str
+    expect: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreData:
+    """A part of the blob that is put."""
+
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +127,7 @@ _BARE: dict[int, Ready | HostRequest | Returned] = {
     HOST: HostRequest(),
     RETURNED: Returned(),
 }
-Frame = Ready | Message | Padding | HostRequest | Returned | Raised | Exited | Illegal
+Frame = Ready | Message | Padding | HostRequest | StoreRequest | StoreData | Returned | Raised | Exited | Illegal
 LAST_WORDS = (Returned, Raised, Exited)
 
 
@@ -151,13 +184,54 @@ def _decode(kind: int, body: bytes) -> Frame:
         return Raised(body.decode("utf-8", "replace"))
     if kind == EXITED:
         return Exited(body[0])
+    if kind == STORE:
+        return _decode_store(body)
+    if kind == STORE_DATA:
+        return StoreData(body)
     return _BARE[kind]
+
+
+def _decode_store(body: bytes) -> StoreRequest | Illegal:
+    verb, expect, length = _STORE_HEADER.unpack_from(body)
+    try:
+        name = body[_STORE_HEADER.size :].decode()
+        request = StoreRequest(Verb(verb), name, expect, length)
+    except ValueError:  # a UnicodeDecodeError is one
+        return Illegal("a request of storage that is none")
+    if expect < -1 or (length and verb != Verb.PUT) or (verb == Verb.LIST) == bool(name):
+        return Illegal("a request of storage with what does not belong there")
+    return request
 
 
 def encode_code(call: str, arguments: str, source: bytes) -> bytes:
     """Start the function: `call` is the name, `arguments` the literal source of a pair (list, dict)."""
     name, literal = call.encode(), arguments.encode()
     return _encode(CODE, CODE_HEADER.pack(len(name), len(literal)) + name + literal + source)
+
+
+def encode_egress(source: bytes) -> bytes:
+    """Before the code, where the function may connect: the text that makes its connections leave."""
+    return _encode(EGRESS, source)
+
+
+def encode_keeping(source: bytes) -> bytes:
+    """Before the code, where the function may keep data: the text of api.store."""
+    return _encode(KEEPING, source)
+
+
+def encode_store_reply(facts: Mapping[str, object]) -> bytes:
+    """Answer a StoreRequest, or the last StoreData."""
+    return _encode(STORE_REPLY, json.dumps(facts, ensure_ascii=False).encode())
+
+
+def encode_store_refusal(word: str, sentence: str) -> bytes:
+    """Answer with no."""
+    return _encode(STORE_REFUSED, f"{word} {sentence}".encode())
+
+
+def encode_store_bytes(data: bytes) -> bytes:
+    """A piece of a blob, after the answer to its get."""
+    return _encode(STORE_BYTES, data)
 
 
 def encode_input(data: bytes, *, end: bool, eof: bool = False) -> bytes:

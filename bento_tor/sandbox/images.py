@@ -33,7 +33,8 @@ _DESCRIBE = (
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What a sandbox is made of. `python`: the interpreter's file; `stdlib`, `libraries`: its directories.
+    """What a sandbox is made of. `python`: the interpreter's file; `stdlib`, `libraries`: its directories;
+    `profile`: which system calls its functions may make (seccomp.PROFILES).
 
     `digest` changes when the packages or the interpreter do."""
 
@@ -44,6 +45,7 @@ class Image:
     stdlib: str
     libraries: str
     digest: str
+    profile: str = "python"
 
     @property
     def packages(self) -> Path:

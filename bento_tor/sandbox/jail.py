@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import signal
 import subprocess
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -21,10 +23,13 @@ from bento_tor.policy.outcome import Kind
 from bento_tor.sandbox.bytecode import compile_driver
 from bento_tor.sandbox.cell import Cell
 from bento_tor.sandbox.cgroups import Cgroups
+from bento_tor.sandbox.doors import Door, Doors
 from bento_tor.sandbox.images import Image
+from bento_tor.sandbox.outer import Outer, can_overlay
 from bento_tor.sandbox.plumbing import Plumbing
-from bento_tor.sandbox.spec import DRIVER, Spec
-from bento_tor.sandbox.uids import Uids
+from bento_tor.sandbox.seccomp import compile_profile
+from bento_tor.sandbox.spec import DRIVER, Fds, Spec, Stage
+from bento_tor.sandbox.uids import FIRST_UID, Uids
 
 _START_TIMEOUT_S = 10.0
 _STACK_BYTES = 8 * 1024 * 1024
@@ -36,27 +41,38 @@ _MIN_FILES = 16
 _UNTOUCHED_BYTES = 128 * 1024 * 1024
 # bubblewrap outside the namespaces, and its first process inside.
 _OWN_PROCESSES = 2
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_libc = ctypes.CDLL(None)
 
 
 class Jail:
     """A place to start sandboxes of one image in. Open it before use, in the process that will spawn them.
 
     `uids`: the host user ids for sessions (root only; default: a block that no other box here uses).
-    `cgroups`: which limits hold for a session as a whole; default: what this process finds."""
+    `cgroups`: which limits hold for a session as a whole; default: what this process finds. `doors`: a directory of
+    ours for the sockets through which sandboxes have egress; default: they have none."""
 
-    def __init__(self, image: Image, *, uids: range | None = None, cgroups: Cgroups | None = None) -> None:
+    def __init__(
+        self, image: Image, *, uids: range | None = None, cgroups: Cgroups | None = None, doors: Path | None = None
+    ) -> None:
         self.image = image
         self._uids = Uids(uids) if os.geteuid() == 0 else None
         self._cgroups = cgroups or Cgroups.of_this_process()
+        self._doors = Doors(doors) if doors is not None else None
         self._driver = b""
+        self._filter = b""
+        self._stage = Stage(overlay=False, devices=False)
 
     def open(self) -> None:
         """Take cgroups and user ids. Raises SandboxError."""
         self._driver = compile_driver(self.image, DRIVER)
+        self._stage = self._find_stage()
+        self._filter = compile_profile(self.image.profile, locks=self._stage.overlay and self._stage.devices)
         # A sandbox's first process is bubblewrap's child: when that ends, it shall be ours to reap, not
         # init's.
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        if self._doors is not None:
+            self._doors.open()
         if self._uids is not None:
             self._uids.open()
         self._cgroups.open()
@@ -81,24 +97,41 @@ class Jail:
         """Which of `memory`, `pids`, `cpu` are limited for a session as a whole. The rest is rlimits only."""
         return self._cgroups.effective
 
+    @property
+    def counts_cpu(self) -> bool:
+        """Whether processor seconds are counted for a session as a whole."""
+        return self._cgroups.counts_cpu
+
+    @property
+    def denies_swap(self) -> bool:
+        """Whether what a function has in memory stays there."""
+        return self._cgroups.denies_swap
+
     def start(self, limits: Limits) -> Cell:
         """Start an interpreter that waits for code. Its limits hold before it runs. Raises SandboxError."""
         uid = self._uids.take() if self._uids is not None else None
+        door = None
         try:
-            plumbing = Plumbing.open(self._driver)
-            cell = self._spawn(plumbing, limits, uid)
+            door = self._doors.make(uid) if self._doors is not None else None
+            plumbing = Plumbing.open(self._driver, self._filter)
+            cell = self._spawn(plumbing, limits, uid, door)
         except BaseException:
+            if door is not None:
+                door.remove()
             self._give_back(uid)
             raise
+        if door is not None:
+            cell.maybe_door = door.listener
+            cell.when_gone(door.remove)
         cell.when_gone(partial(self._give_back, uid))
         self._release(cell, plumbing, limits)
         return cell
 
-    def _spawn(self, plumbing: Plumbing, limits: Limits, uid: int | None) -> Cell:
+    def _spawn(self, plumbing: Plumbing, limits: Limits, uid: int | None, door: Door | None) -> Cell:
         """bubblewrap, up to where its first process waits."""
         process = None
         try:
-            process = self._run(plumbing, limits, uid)
+            process = self._run(plumbing, limits, uid, door)
             plumbing.close_inner()
             pid = plumbing.read_pid(_START_TIMEOUT_S)
             return Cell(process=process, pid=pid, control=plumbing.control, log=plumbing.log, limits=limits)
@@ -133,13 +166,13 @@ class Jail:
             plumbing.info.close()
             plumbing.release.close()
 
-    def _run(self, plumbing: Plumbing, limits: Limits, uid: int | None) -> subprocess.Popen[bytes]:
+    def _run(self, plumbing: Plumbing, limits: Limits, uid: int | None, door: Door | None) -> subprocess.Popen[bytes]:
         fds = plumbing.fds()
-        # Never host user id 0: bubblewrap itself runs as the session's user, with no group but its own.
-        no_groups: list[int] | None = None if uid is None else []
+        spec = Spec(self.image, limits, fds, str(door.path) if door is not None else None, self._stage)
+        rlimits = self._rlimits(limits, private_uid=uid is not None)
         try:
             return subprocess.Popen(
-                Spec(self.image, limits, fds).argv(),
+                spec.argv(),
                 env={},  # the keeper's environment is none of the function's business
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -147,19 +180,33 @@ class Jail:
                 stderr=plumbing.inner_log,
                 pass_fds=fds.all(),
                 start_new_session=True,  # a Ctrl-C at the operator's terminal is for the keeper alone
-                preexec_fn=partial(_limit_self, self._rlimits(limits, private_uid=uid is not None)),
-                user=uid,
-                group=uid,
-                extra_groups=no_groups,
+                preexec_fn=partial(_become_session, self._outer(spec, uid), rlimits, functions_cpus(), os.getpid()),
             )
         except FileNotFoundError as why:
             raise SandboxError("bubblewrap is not installed", hint="install the package bubblewrap") from why
-        except (OSError, subprocess.SubprocessError) as why:
+        except subprocess.SubprocessError as why:
+            raise plumbing.failure() from why
+        except OSError as why:
             raise SandboxError(f"bubblewrap cannot be started: {why}") from why
+
+    def _find_stage(self) -> Stage:
+        """What the outer step can do here. Without root it can make no device nodes: then locks are denied instead."""
+        if self._uids is None:
+            return Stage(overlay=False, devices=False)
+        full = Spec(self.image, Limits(), Fds(0, 0, 0, 0, 0))
+        return Stage(overlay=can_overlay(self._outer(full, FIRST_UID)))
+
+    def _outer(self, spec: Spec, uid: int | None) -> Outer:
+        lowers = spec.stage.lowers(self.image)
+        if not Path(lowers.get("certs", "/")).is_dir():
+            del lowers["certs"]  # a machine without: functions have those of the image's packages
+        return Outer(spec.stage, uid, spec.data_bytes, max(1, spec.limits.data_inodes), lowers)
 
     def _rlimits(self, limits: Limits, *, private_uid: bool) -> dict[int, int]:
         rlimits = {
             resource.RLIMIT_CORE: 0,
+            # Of each process; of all together the cgroup counts. A little later than the count, which has the word.
+            resource.RLIMIT_CPU: limits.cpu_s + 2,
             resource.RLIMIT_FSIZE: max(limits.data_bytes, _MIN_FILE_BYTES),
             resource.RLIMIT_MEMLOCK: 0,
             resource.RLIMIT_MSGQUEUE: 0,
@@ -178,16 +225,45 @@ class Jail:
             self._uids.give_back(uid)
 
 
+def functions_cpus() -> frozenset[int]:
+    """The processors for functions: all of ours but the first, which is left to tor, where there is more than one."""
+    ours = sorted(os.sched_getaffinity(0))
+    return frozenset(ours[1:] or ours)
+
+
+def _become_session(outer: Outer, rlimits: dict[int, int], cpus: frozenset[int], keeper_pid: int) -> None:
+    """In the child, between fork and exec: mounts, then the session's user, then its limits."""
+    try:
+        outer.arrange()
+        if (uid := outer.maybe_uid) is not None:
+            # Never host user id 0: bubblewrap itself runs as the session's user, with no group but its own.
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+        os.sched_setaffinity(0, cpus)
+        _limit_self(rlimits)
+        # bubblewrap does it, too; until then a keeper that is killed would leave this process behind.
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != keeper_pid:
+            os._exit(1)
+    except OSError as why:
+        # Only this way does the reason get out: subprocess tells its parent no more than that there is one.
+        os.write(2, f"{why.strerror}{f': {why.filename}' if why.filename else ''}".encode())
+        raise
+
+
 def _limit_self(rlimits: dict[int, int]) -> None:
-    """In the child, between fork and exec: root without CAP_SYS_RESOURCE could not do it from outside."""
+    """From inside: root without CAP_SYS_RESOURCE could not do it from outside."""
     for which, value in rlimits.items():
         _, hard = resource.getrlimit(which)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(which, (value, value))
+        # SIGXCPU first, which tells why; SIGKILL a second later to who does not listen.
+        soft = value - 1 if which == resource.RLIMIT_CPU else value
+        resource.setrlimit(which, (soft, value))
 
 
 def _limit_processes(pid: int, limits: Limits) -> None:
     """Rootless: the user has processes of his own, so only those in the sandbox's user namespace may be
-    counted."""
-    value = limits.pids + _OWN_PROCESSES
+    counted: bubblewrap itself is outside of it."""
+    value = limits.pids + _OWN_PROCESSES - 1
     resource.prlimit(pid, resource.RLIMIT_NPROC, (value, value))

@@ -11,6 +11,7 @@ import logging
 import selectors
 import socket
 import time
+from typing import Protocol
 
 from bento_tor.errors import SandboxError
 from bento_tor.policy.limits import Limits
@@ -18,23 +19,53 @@ from bento_tor.policy.outcome import Kind
 from bento_tor.sandbox import wire
 from bento_tor.sandbox.cell import Cell
 from bento_tor.sandbox.jail import Jail
+from bento_tor.sandbox.pool import Pool
 
 log = logging.getLogger(__name__)
+
+# How often is looked at what running functions have used. What they use in between, they had.
+_LOOK_S = 0.5
+# The pool: how many by default, how long nobody must have wanted anything, how long after a failure.
+POOL_SIZE = 4
+_QUIET_S = 0.02
+_RETRY_S = 5.0
+
+
+class Egress(Protocol):
+    """Where the listening sockets of sandboxes go. The broker's line; see bento_tor/egress/link.py."""
+
+    def offer(self, number: int, listener: socket.socket) -> None:
+        """Session `number` runs behind this socket, of which the caller closes its copy."""
+
+    def end(self, number: int) -> None:
+        """Session `number` is over."""
 
 
 class Keeper:
     """Serves one box over `sock`, our end of a SOCK_SEQPACKET pair. `ceiling`: the most that any session
-    gets."""
+    gets. `egress`: who serves the sessions' ways out, if anybody does. `pool_size`: how many sandboxes are kept
+    ready."""
 
     def __init__(
-        self, sock: socket.socket, jail: Jail, *, ceiling: Limits | None = None, max_sessions: int = 16
+        self,
+        sock: socket.socket,
+        jail: Jail,
+        *,
+        ceiling: Limits | None = None,
+        max_sessions: int = 16,
+        egress: Egress | None = None,
+        pool_size: int = POOL_SIZE,
     ) -> None:
         self._sock = sock
         self._jail = jail
         self._ceiling = ceiling or Limits()
         self._max_sessions = max_sessions
+        self._egress = egress
         self._cells: dict[int, Cell] = {}
         self._deadlines: dict[int, float] = {}
+        self._next_look = 0.0
+        self._pool = Pool(jail, self._ceiling, pool_size)
+        self._refill_after = 0.0
         self._serving = True
 
     def run(self, stop_fd: int) -> None:
@@ -45,26 +76,56 @@ class Keeper:
             selector.register(self._sock, selectors.EVENT_READ, lambda: self._receive(selector))
             try:
                 while self._serving:
-                    for key, _ in selector.select(self._wait_s()):
+                    events = selector.select(self._wait_s())
+                    for key, _ in events:
                         key.data()
                     self._end_overdue()
+                    if not events:
+                        self._refill(selector)
             finally:
                 self._end_all()
+                self._pool.close()
 
     def _stop(self) -> None:
         self._serving = False
 
     def _wait_s(self) -> float | None:
-        """Seconds until the next session's time is up."""
-        if not self._deadlines:
-            return None
-        return max(0.0, min(self._deadlines.values()) - time.monotonic())
+        """Seconds until the next session's time is up, or the next look at what they have used, or a quiet moment."""
+        now = time.monotonic()
+        times = [*self._deadlines.values(), self._next_look] if self._cells else []
+        if self._pool.wants_more:
+            times.append(max(now + _QUIET_S, self._refill_after))
+        return max(0.0, min(times) - now) if times else None
+
+    def _refill(self, selector: selectors.BaseSelector) -> None:
+        """One more ready sandbox, when nobody wants anything: who waits for a start goes first."""
+        if not self._pool.wants_more or time.monotonic() < self._refill_after:
+            return
+        try:
+            cell = self._pool.refill()
+        except SandboxError as why:
+            log.warning("no sandbox can be kept ready: %s", why.message)
+            self._refill_after = time.monotonic() + _RETRY_S
+            return
+        selector.register(cell, selectors.EVENT_READ, lambda: self._drop(cell, selector))
+
+    def _drop(self, cell: Cell, selector: selectors.BaseSelector) -> None:
+        """A ready sandbox has ended by itself. One that always does must not keep us busy."""
+        if cell in self._pool:
+            selector.unregister(cell)
+            self._pool.drop(cell)
+            self._refill_after = time.monotonic() + _RETRY_S
 
     def _end_overdue(self) -> None:
         now = time.monotonic()
         for number in [number for number, deadline in self._deadlines.items() if deadline <= now]:
             del self._deadlines[number]
             self._cells[number].kill(Kind.KILLED_TIME)
+        if now >= self._next_look:
+            self._next_look = now + _LOOK_S
+            for cell in self._cells.values():
+                if (excess := cell.maybe_excess()) is not None:
+                    cell.kill(excess)
 
     def _receive(self, selector: selectors.BaseSelector) -> None:
         try:
@@ -92,20 +153,24 @@ class Keeper:
             if len(self._cells) >= self._max_sessions:
                 raise SandboxError("as many functions run as may")
             limits = clamp(request.limits, self._ceiling)
-            cell = self._jail.start(limits)
+            cell, pooled = self._pool.start(limits, selector.unregister)
         except SandboxError as why:
             self._reply(wire.Failed(number, why.message))
             return
         self._cells[number] = cell
         self._deadlines[number] = time.monotonic() + limits.wall_s
         selector.register(cell, selectors.EVENT_READ, lambda: self._collect(number, selector))
-        self._reply(wire.Started(number), cell.control.fileno(), cell.log.fileno())
+        if self._egress is not None and cell.maybe_door is not None:
+            self._egress.offer(number, cell.maybe_door)
+        self._reply(wire.Started(number, pooled), cell.control.fileno(), cell.log.fileno())
         # Else the box would never see the end of either.
         cell.hand_over()
 
     def _collect(self, number: int, selector: selectors.BaseSelector | None = None) -> None:
         cell = self._cells.pop(number)
         self._deadlines.pop(number, None)
+        if self._egress is not None:
+            self._egress.end(number)
         if selector is not None:
             selector.unregister(cell)
         self._reply(wire.Ended(number, cell.collect()))
@@ -140,4 +205,6 @@ def clamp(limits: Limits, ceiling: Limits) -> Limits:
         wall_s=cut(limits.wall_s, ceiling.wall_s),
         data_bytes=cut(limits.data_bytes, ceiling.data_bytes),
         open_files=cut(limits.open_files, ceiling.open_files),
+        cpu_s=cut(limits.cpu_s, ceiling.cpu_s),
+        data_inodes=cut(limits.data_inodes, ceiling.data_inodes),
     )

@@ -23,11 +23,13 @@ _RETRY_S = 0.05
 @dataclass(frozen=True, slots=True)
 class LinkedCell:
     """A sandbox as the box has it: `control` (non-blocking stream to the driver) and `log_fd` (what is
-    printed, to be read or the function blocks) are the box's to close."""
+    printed, to be read or the function blocks) are the box's to close. `pooled`: it was ready before it was asked
+    for."""
 
     number: int
     control: socket.socket
     log_fd: int
+    pooled: bool = False
 
 
 class KeeperLink:
@@ -40,6 +42,9 @@ class KeeperLink:
         self._running: dict[int, asyncio.Future[Seen | None]] = {}
         self._open = False
         self._gone = asyncio.Event()
+        # How many starts found a ready sandbox, and how many did not.
+        self.pool_hits = 0
+        self.cold_starts = 0
 
     def open(self) -> None:
         """Start listening, in the running event loop."""
@@ -137,15 +142,15 @@ class KeeperLink:
         if reply is None:
             self.close()
         elif isinstance(reply, wire.Started):
-            self._started(reply.number, fds)
+            self._started(reply, fds)
         elif isinstance(reply, wire.Failed):
             if (start := self._starting.pop(reply.number, None)) is not None:
                 start.set_exception(SandboxError(reply.why))
         elif (end := self._running.get(reply.number)) is not None and not end.done():
             end.set_result(reply.seen)
 
-    def _started(self, number: int, fds: list[int]) -> None:
-        start = self._starting.pop(number, None)
+    def _started(self, reply: wire.Started, fds: list[int]) -> None:
+        start = self._starting.pop(reply.number, None)
         if start is None or len(fds) != _MAX_FDS:
             for fd in fds:
                 os.close(fd)
@@ -154,4 +159,6 @@ class KeeperLink:
             os.set_inheritable(fd, False)
         control = socket.socket(fileno=fds[0])
         control.setblocking(False)
-        start.set_result(LinkedCell(number, control, fds[1]))
+        self.pool_hits += reply.pooled
+        self.cold_starts += not reply.pooled
+        start.set_result(LinkedCell(reply.number, control, fds[1], reply.pooled))

@@ -29,35 +29,38 @@ class Plumbing:
     release: FileIO
     inner_block: FileIO
     inner_driver: FileIO
+    inner_filter: FileIO
 
     @classmethod
-    def open(cls, driver: bytes) -> Plumbing:
+    def open(cls, driver: bytes, seccomp: bytes) -> Plumbing:
         """Make them. Raises SandboxError where the process has no more descriptors."""
         try:
             control, inner_control = socket.socketpair()
             log, inner_log = _pipe()
             info, inner_info = _pipe()
             inner_block, release = _pipe()
-            memory = FileIO(os.memfd_create("driver"), "wb+")
+            inner_driver, inner_filter = _memory("driver", driver), _memory("filter", seccomp)
         except OSError as why:
             raise SandboxError(f"no descriptors are left for a sandbox: {why.strerror}") from why
-        memory.write(driver)
-        memory.seek(0)
-        return cls(control, inner_control, log, inner_log, info, inner_info, release, inner_block, memory)
+        outer, blocks = (control, inner_control, log, inner_log, info, inner_info), (release, inner_block)
+        return cls(*outer, *blocks, inner_driver, inner_filter)
 
     def fds(self) -> Fds:
         """The ends that bubblewrap gets."""
         return Fds(
             control=self.inner_control.fileno(),
             driver=self.inner_driver.fileno(),
+            filter=self.inner_filter.fileno(),
             info=self.inner_info.fileno(),
             block=self.inner_block.fileno(),
         )
 
     def close_inner(self) -> None:
         """Close our copies of the ends that bubblewrap has by now."""
-        for end in (self.inner_control, self.inner_log, self.inner_info, self.inner_block, self.inner_driver):
+        for end in (self.inner_control, self.inner_log, self.inner_info, self.inner_block):
             end.close()
+        for memory in (self.inner_driver, self.inner_filter):
+            memory.close()
 
     def close(self) -> None:
         """Close all."""
@@ -91,3 +94,11 @@ class Plumbing:
 def _pipe() -> tuple[FileIO, FileIO]:
     read_fd, write_fd = os.pipe()
     return FileIO(read_fd, "rb"), FileIO(write_fd, "wb")
+
+
+def _memory(name: str, data: bytes) -> FileIO:
+    """A file that is nowhere, to be read from its beginning."""
+    file = FileIO(os.memfd_create(name), "wb+")
+    file.write(data)
+    file.seek(0)
+    return file

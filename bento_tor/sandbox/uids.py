@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from collections import deque
 from contextlib import suppress
+from pathlib import Path
 
 from bento_tor.errors import ConfigError, SandboxError
 
@@ -30,7 +33,9 @@ class Uids:
 
     def open(self) -> None:
         """Fill the range. Raises SandboxError where every block is taken."""
-        self._free = deque(self._claim_block() if self._range is None else self._range)
+        uids = self._claim_block() if self._range is None else self._range
+        _sweep(uids)
+        self._free = deque(uids)
 
     def close(self) -> None:
         """Let others have the block."""
@@ -59,3 +64,15 @@ class Uids:
                 return range(FIRST_UID + block * BLOCK_UIDS, FIRST_UID + (block + 1) * BLOCK_UIDS)
         claim.close()
         raise SandboxError("too many boxes run on this machine", hint="end one, or give each its own user ids")
+
+
+def _sweep(uids: range) -> None:
+    """End what a keeper left that was killed while bubblewrap had not yet made sure that it dies with us.
+
+    Only orphans: what has a keeper is not ours to end, whatever its user id."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError, IndexError):
+            pid = int(path.name)
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if path.stat().st_uid in uids and parent == 1 != os.getpid():
+                os.kill(pid, signal.SIGKILL)

@@ -7,7 +7,7 @@ no string towards the keeper, and whatever is not exactly right is None.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bento_tor.policy.limits import Limits
 from bento_tor.policy.outcome import KILLS, Kind, Seen
@@ -15,8 +15,8 @@ from bento_tor.policy.outcome import KILLS, Kind, Seen
 _START, _KILL = 1, 2
 _STARTED, _FAILED, _ENDED = 1, 2, 3
 MAX_TEXT_BYTES = 200
-# operation, reason, session number, memory, data, wall seconds, pids, CPU percent, open files
-_REQUEST = struct.Struct("!BBQQQIIII")
+# operation, reason, session number, memory, data, wall seconds, pids, CPU percent, open files, CPU seconds, inodes
+_REQUEST = struct.Struct("!BBQQQIIIIII")
 # operation, reason, exit status, length of text, session number, text
 _REPLY = struct.Struct(f"!BBBBQ{MAX_TEXT_BYTES}s")
 REQUEST_BYTES, REPLY_BYTES = _REQUEST.size, _REPLY.size
@@ -41,9 +41,10 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Keeper: it runs. The control socket and the log pipe come with this."""
+    """Keeper: it runs. The control socket and the log pipe come with this. `pooled`: it was ready before."""
 
     number: int
+    pooled: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,10 @@ def encode_request(request: Start | Kill) -> bytes:
     """The bytes of a request. A limit too large for its field goes as the largest: the keeper clamps it
     anyway."""
     if isinstance(request, Kill):
-        return _REQUEST.pack(_KILL, _KINDS.index(request.reason), request.number, 0, 0, 0, 0, 0, 0)
+        return _REQUEST.pack(_KILL, _KINDS.index(request.reason), request.number, *[0] * 8)
     limits = request.limits
     long = [min(value, 2**64 - 1) for value in (limits.memory_bytes, limits.data_bytes)]
-    short = (limits.wall_s, limits.pids, limits.cpu_percent, limits.open_files)
+    short = (limits.wall_s, limits.pids, limits.cpu_percent, limits.open_files, limits.cpu_s, limits.data_inodes)
     return _REQUEST.pack(_START, 0, request.number, *long, *(min(value, 2**32 - 1) for value in short))
 
 
@@ -77,9 +78,9 @@ def decode_request(data: bytes) -> Start | Kill | None:
     """The request, or None where it is not one."""
     if len(data) != _REQUEST.size:
         return None
-    operation, reason, number, memory, disk, wall_s, pids, cpu, files = _REQUEST.unpack(data)
+    operation, reason, number, memory, disk, wall_s, pids, cpu, files, cpu_s, inodes = _REQUEST.unpack(data)
     if operation == _START and reason == 0:
-        return Start(number, Limits(memory, pids, cpu, wall_s, disk, files))
+        return Start(number, Limits(memory, pids, cpu, wall_s, disk, files, cpu_s, inodes))
     if operation == _KILL and 0 < reason < len(_KINDS):
         kind = _KINDS[reason]
         return Kill(number, kind) if kind is not None else None
@@ -89,7 +90,7 @@ def decode_request(data: bytes) -> Start | Kill | None:
 def encode_reply(reply: Started | Failed | Ended) -> bytes:
     """The bytes of a reply."""
     if isinstance(reply, Started):
-        return _REPLY.pack(_STARTED, 0, 0, 0, reply.number, b"")
+        return _REPLY.pack(_STARTED, reply.pooled, 0, 0, reply.number, b"")
     if isinstance(reply, Failed):
         text = reply.why.encode("utf-8", "replace")[:MAX_TEXT_BYTES]
         return _REPLY.pack(_FAILED, 0, 0, len(text), reply.number, text)
@@ -102,7 +103,7 @@ def decode_reply(data: bytes) -> Started | Failed | Ended | None:
         return None
     operation, reason, status, length, number, text = _REPLY.unpack(data)
     if operation == _STARTED:
-        return Started(number)
+        return Started(number, bool(reason))
     if operation == _FAILED and length <= MAX_TEXT_BYTES:
         return Failed(number, text[:length].decode("utf-8", "replace"))
     if operation == _ENDED and reason < len(_KINDS):

@@ -177,6 +177,27 @@ def test_a_start_that_nobody_waits_for_is_ended(image, nothing_left):
         asyncio.run(run(keeper.sock))
 
 
+def test_the_keeper_has_sandboxes_ready(image, runner, nothing_left):
+    """When it is quiet it refills; the box is told which start was which."""
+
+    async def run(sock):
+        link = KeeperLink(sock)
+        link.open()
+        deadline = time.monotonic() + 20
+        while not link.pool_hits:
+            assert time.monotonic() < deadline
+            cell = await link.start(Limits(wall_s=5))
+            talk = await talk_to(cell, runner, b"def f(): return 17")
+            assert talk.messages == [b"17"]
+            await asyncio.wait_for(link.ended(cell.number), 10)
+            await asyncio.sleep(0.05)
+        assert cell.pooled
+        link.close()
+
+    with keeping(image, pool_size=2) as keeper:
+        asyncio.run(run(keeper.sock))
+
+
 MALFORMED = [b"x", bytes(wire.REQUEST_BYTES), b"\xff" * wire.REQUEST_BYTES, b"\x01" * (wire.REQUEST_BYTES + 1)]
 
 

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -22,6 +23,7 @@ from bento_tor.sandbox.cgroups import PREFIX, Cgroups
 from bento_tor.sandbox.hierarchies import find_places
 from bento_tor.sandbox.jail import Jail
 from bento_tor.sandbox.mounts import private_view
+from bento_tor.sandbox.uids import Uids
 
 pytestmark = pytest.mark.sandbox
 
@@ -174,3 +176,34 @@ def test_a_missing_directory_is_named_before_anything_is_mounted():
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_orphans_of_a_killed_keeper_are_ended_by_the_next_with_its_user_ids():
+    """Killed at the wrong moment, bubblewrap's inner process waits for ever for an outer one that is dead."""
+    if os.geteuid() != 0:
+        return  # without root there are no user ids to tell them by
+    uid = 1_880_095_001
+    read, write = os.pipe()
+    gate_read, gate_write = os.pipe()
+    if (pid := os.fork()) == 0:
+        orphan = os.fork()
+        if orphan == 0:
+            os.setresuid(uid, uid, uid)
+            os.write(write, str(os.getpid()).encode())
+            time.sleep(60)
+        os.read(gate_read, 1)
+        os._exit(0)
+    ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)  # a jail has made us the subreaper, and a dead keeper is none
+    os.write(gate_write, b"x")
+    os.waitpid(pid, 0)
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+    orphan = psutil.Process(int(os.read(read, 20)))
+    for fd in (read, write, gate_read, gate_write):
+        os.close(fd)
+    assert orphan.ppid() == 1
+    other, same = Uids(range(uid + 1, uid + 9)), Uids(range(uid, uid + 1))
+    other.open()
+    assert orphan.is_running()
+    same.open()
+    _, alive = psutil.wait_procs([orphan], timeout=5)
+    assert not alive

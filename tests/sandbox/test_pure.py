@@ -15,7 +15,7 @@ from bento_tor.policy.outcome import KILLS, Kind, Outcome, Seen, judge
 from bento_tor.sandbox import driver, frames, wire
 from bento_tor.sandbox.hierarchies import Place, find_places
 from bento_tor.sandbox.images import Image
-from bento_tor.sandbox.spec import Fds, Spec
+from bento_tor.sandbox.spec import STAGE, Fds, Spec, Stage
 from bento_tor.sandbox.uids import Uids
 
 RETURNED, RAISED = Outcome.returned(), Outcome.raised("ValueError")
@@ -152,7 +152,7 @@ def test_noise_never_raises(noise):
         reader.feed(noise[start : start + 7])
 
 
-REQUESTS = [wire.Start(1, Limits()), wire.Start(2**64 - 1, Limits(1, 2, 3, 4, 5, 6))]
+REQUESTS = [wire.Start(1, Limits()), wire.Start(2**64 - 1, Limits(1, 2, 3, 4, 5, 6, 7, 8))]
 REQUESTS += [wire.Kill(3, kind) for kind in sorted(KILLS)]
 
 
@@ -191,8 +191,11 @@ IMAGE = Image(
 )
 
 
+FDS = Fds(control=3, driver=4, filter=7, info=5, block=6)
+
+
 def argv(**limits):
-    return Spec(IMAGE, Limits(**limits), Fds(control=3, driver=4, info=5, block=6)).argv()
+    return Spec(IMAGE, Limits(**limits), FDS).argv()
 
 
 def test_every_namespace_is_new_and_nothing_is_kept():
@@ -207,15 +210,24 @@ def test_every_namespace_is_new_and_nothing_is_kept():
 
 def test_only_data_can_be_written():
     line = argv(data_bytes=1 << 20)
-    assert "--bind" not in line
-    assert line.count("--tmpfs") == 1
-    assert line[line.index("--size") : line.index("--size") + 4] == ["--size", str(1 << 20), "--tmpfs", "/data"]
+    assert line.count("--bind") == 1
+    assert line.count("--tmpfs") == 0
+    assert line[line.index("--bind") + 1 : line.index("--bind") + 3] == ["/srv/data", "/data"]
     assert line[line.index("--remount-ro") + 1] == "/"
-    assert all(line[i + 1].startswith("/dev/") for i, part in enumerate(line) if part == "--dev-bind")
+    assert all(line[i + 2].startswith("/dev/") for i, part in enumerate(line) if part == "--dev-bind")
+
+
+def test_nothing_of_the_image_is_shared_with_another_session():
+    """A bind of the host's own file shares its inode, and so its locks."""
+    line = argv()
+    shown = [line[i + 1] for i, part in enumerate(line) if part in ("--ro-bind", "--ro-bind-try", "--dev-bind")]
+    assert all(path.startswith(f"{STAGE}/") for path in shown), shown
+    bare = Spec(IMAGE, Limits(), FDS, stage=Stage(overlay=False, devices=False)).argv()
+    assert [part for part in bare if part.startswith(STAGE)] == [f"{STAGE}/data"]
 
 
 def test_no_size_is_not_any_size():
-    assert argv(data_bytes=0)[argv().index("--size") + 1] == "4096"
+    assert Spec(IMAGE, Limits(data_bytes=0), FDS).data_bytes == 4096
 
 
 V1 = """\
@@ -239,6 +251,7 @@ def test_cgroup_v1_is_used_below_our_own_groups(tmp_path):
         Place("memory", 1, tmp_path / "memory/b"),
         Place("pids", 1, tmp_path / "pids"),
         Place("cpu", 1, tmp_path / "cpu/box"),
+        Place("cpuacct", 1, tmp_path / "cpu/box"),
     ]
 
 
@@ -248,7 +261,7 @@ def test_cgroup_v2_is_used_for_what_it_has(tmp_path):
     (own / "cgroup.controllers").write_text("memory hugetlb\n")
     places = find_places(V1, V1_MOUNTS.format(root=tmp_path))
     assert places[0] == Place("memory", 2, own)
-    assert [place.version for place in places] == [2, 1, 1]
+    assert [place.version for place in places] == [2, 1, 1, 1]
 
 
 def test_no_cgroups_are_no_error():

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import msgspec
+import pyseccomp
 import pytest
 
 import bento_tor
@@ -27,8 +28,8 @@ def told(image):
     with tempfile.TemporaryDirectory(prefix="bento-rootless-") as copy:
         for package in (Path(bento_tor.__file__).parent, Path(msgspec.__file__).parent):
             shutil.copytree(package, Path(copy) / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-        for file in ("runner.py", "rootless.py"):
-            shutil.copy(HERE / file, copy)
+        for file in (HERE / "runner.py", HERE / "rootless.py", pyseccomp.__file__):
+            shutil.copy(file, copy)
         subprocess.run(["chmod", "-R", "a+rX", copy], check=True)
         command = ["/usr/bin/python3", "-I", "-B", f"{copy}/rootless.py", str(image.path.parent), copy]
         if os.geteuid() == 0:
