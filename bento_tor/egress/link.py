@@ -1,0 +1,96 @@
+"""The two lines to the broker: the keeper's, and the box's. Each is one end of a SOCK_SEQPACKET pair.
+
+Neither waits for the broker: a packet that does not fit is lost, and what depends on it stays closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+from bento_tor.egress import grants
+from bento_tor.egress.grants import Ended, Grant, Listener, Noted, Rules
+
+log = logging.getLogger(__name__)
+
+
+class KeeperLine:
+    """For the keeper: hands over listening sockets, states the rules."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sock.setblocking(False)
+
+    def offer(self, number: int, listener: socket.socket) -> None:
+        """Session `number` runs behind this listening socket. The caller closes its copy."""
+        with suppress(OSError):  # the broker has gone: who connects is refused
+            socket.send_fds(self._sock, [grants.encode(Listener(number))], [listener.fileno()])
+
+    def end(self, number: int) -> None:
+        """Session `number` is over."""
+        with suppress(OSError):
+            self._sock.send(grants.encode(Ended(number)))
+
+    def set_rules(self, rules: Rules) -> bool:
+        """State what `exit` egress may reach from now on. False: the broker did not take it, or has gone."""
+        packet = grants.encode(rules)
+        if len(packet) > grants.MAX_PACKET_BYTES:
+            log.error("the exit policy is too long to be handed on: egress is closed")
+            packet = grants.encode(Rules(None))
+        try:
+            self._sock.send(packet)
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Hang up: the broker ends."""
+        self._sock.close()
+
+
+class BoxLine:
+    """For the box, in its event loop: grants, and what the broker notes."""
+
+    def __init__(self, sock: socket.socket, note: Callable[[Noted], None] = lambda noted: None) -> None:
+        self._sock = sock
+        self._note = note
+        self._open = False
+
+    def open(self) -> None:
+        """Start listening, in the running event loop."""
+        self._sock.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._sock, self._receive)
+        self._open = True
+
+    def close(self) -> None:
+        """Hang up: the broker ends."""
+        if self._open:
+            self._open = False
+            asyncio.get_running_loop().remove_reader(self._sock)
+            self._sock.close()
+
+    def grant(self, grant: Grant) -> bool:
+        """Let a session's traffic out. False: the broker did not take it, and nothing will get out."""
+        try:
+            self._sock.send(grants.encode(grant))
+        except OSError:
+            return False
+        return True
+
+    def _receive(self) -> None:
+        try:
+            packet = self._sock.recv(grants.MAX_PACKET_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
+        noted = grants.maybe_noted(packet)
+        if noted is not None:
+            self._note(noted)
+        else:
+            if packet:
+                log.warning("the egress broker says what it never says: no more is heard of it")
+            self.close()
