@@ -10,10 +10,13 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 # --- Debian packages: what they are for is beside them -------------------------------------------------------
 #   tor             the real thing: relays, authorities, clients; tor-gencert for private networks
 #   bubblewrap      the jail that functions run in
+#   libseccomp2     compiles the list of system calls that a function may make
+#   nftables        the kernel's rules behind the egress broker
+#   iproute2        the virtual address of an exit endpoint; the tests' network namespaces
 #   python3-venv    makes the virtual environment and the function image
 #   ca-certificates what functions verify TLS with
 missing=
-for package in tor bubblewrap python3-venv ca-certificates; do
+for package in tor bubblewrap libseccomp2 nftables iproute2 python3-venv ca-certificates; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
 done
 if [ -n "$missing" ]; then

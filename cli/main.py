@@ -19,10 +19,13 @@ from bento_tor.errors import BentoError, FunctionFailed
 COMMANDS = {
     "client": "upload functions to boxes, and use them",
     "demo": "see the whole idea work: a private Tor network, a box, a function",
+    "doctor": "what this host can enforce, found by trying",
     "image": "build and list what functions see",
     "network": "private Tor networks on this machine",
+    "policy": "what your box is willing to do: write it, check it, see it",
     "serve": "run a box",
     "setup-relay": "prepare a running tor for a box",
+    "takedown": "erase a function that somebody complains of",
 }
 
 

@@ -19,18 +19,25 @@ from bento_tor.cli.options import json_option
 @click.option("--control", metavar="HOST:PORT|unix:PATH", envvar="BENTO_TOR_CONTROL", help="Tor's control port.")
 @click.option("--publish", is_flag=True, help="Put it up as an onion service (where no setup-relay did).")
 @click.option("--port", type=click.IntRange(1, 65535), help="The onion service's port.  [default: 80]")
+@click.option("--policy", "policy_file", metavar="FILE", help="What it offers, in a file of its own.")
 @click.option("--host-stats", type=click.Choice(["none", "coarse", "full"]), help="What api.host() may tell.")
 @click.option("--rlimits-only", is_flag=True, help="Serve without cgroups, with weaker limits.")
 @json_option
 def command(
-    config_file: str | None, rlimits_only: bool, host_stats: str | None, as_json: bool, **options: object
+    config_file: str | None,
+    policy_file: str | None,
+    rlimits_only: bool,
+    host_stats: str | None,
+    as_json: bool,
+    **options: object,
 ) -> None:
     """Run a box until Ctrl-C or SIGTERM. With --json one object is printed when it is up."""
-    from bento_tor.config import read_toml
     from bento_tor.server.serve import Serving, serve
-    from bento_tor.server.settings import BoxConfig
+    from bento_tor.server.settings import BoxConfig, read_config, with_policy_file
 
-    config = read_toml(Path(config_file), BoxConfig) if config_file else BoxConfig()
+    config = read_config(Path(config_file)) if config_file else BoxConfig()
+    if policy_file:
+        config = with_policy_file(config, Path(policy_file))
     given = {name: value for name, value in options.items() if value not in (None, False)}
     if rlimits_only:
         given["limits"] = "rlimits-only"

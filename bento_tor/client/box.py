@@ -10,6 +10,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from bento_tor.client.route import DEFAULT_SOCKS, BoxAddress, dial, parse_address
 from bento_tor.client.session import Session
@@ -20,8 +21,10 @@ from bento_tor.errors import Refused, RemoteProtocolError
 from bento_tor.policy import document
 from bento_tor.policy import manifest as manifests
 from bento_tor.policy.document import Policy
+from bento_tor.policy.signature import Signed, verify
 from bento_tor.protocol import messages as m
 
+M = TypeVar("M", bound=m.Message)
 AcceptPolicy = Callable[[Policy, bytes], None]
 
 
@@ -62,9 +65,11 @@ class Function:
         *,
         shutdown: bytes | None = None,
         maybe_source: Source | None = None,
+        public_id: str = "",
     ):
         self.invocation = invocation
         self.shutdown_token = shutdown
+        self.public_id = public_id  # as the box names it to anybody; empty where it was not stored just now
         self._box = box
         self._maybe_source = maybe_source
 
@@ -98,6 +103,9 @@ class Box:
     ) -> None:
         self.address = address
         self.maybe_policy: Policy | None = None
+        # Whether the onion address signed that policy; None where it is not known, or there is no address to ask for.
+        self.policy_signed: bool | None = None
+        self.policy_digest = b""  # of that policy; empty until it has been read
         self._proxy = proxy
         self._identity = identity
         self._timeout_s = timeout_s
@@ -124,7 +132,7 @@ class Box:
             answer = self._answer(CONNECTION)
             if not isinstance(answer, m.Policy):
                 raise RemoteProtocolError("the box answered something else than its policy")
-            self.maybe_policy = document.decode(answer.document)
+            self.maybe_policy = self._read_policy(answer)
         return self.maybe_policy
 
     def ping(self) -> float:
@@ -141,8 +149,8 @@ class Box:
         invocation, shutdown = _fresh_token(), _fresh_token()
         channel = self._wire.new_channel()
         self._fly([*_upload(channel, invocation, shutdown, source)], source)
-        self._finish(channel, m.Stored)
-        return Function(self, invocation, shutdown=shutdown, maybe_source=source)
+        stored = self._finish(channel, m.Stored)
+        return Function(self, invocation, shutdown=shutdown, maybe_source=source, public_id=stored.public_id)
 
     def function(self, invocation: bytes, *, shutdown: bytes | None = None) -> Function:
         """A function stored before, by its tokens."""
@@ -214,7 +222,7 @@ class Box:
         told, policy = self._answer(CONNECTION), self._answer(CONNECTION)
         if not (isinstance(told, m.Refused) and isinstance(policy, m.Policy)):
             raise RemoteProtocolError("the box did not tell its policy")
-        self.maybe_policy = document.decode(policy.document)
+        self.maybe_policy = self._read_policy(policy)
         digest = document.digest(policy.document)
         if digest != welcome.policy:
             raise RemoteProtocolError("the box's policy is not the one that it named")
@@ -222,6 +230,14 @@ class Box:
             self._accept(self.maybe_policy, digest)
         self._accepted = digest
         return False
+
+    def _read_policy(self, told: m.Policy) -> Policy:
+        """The policy, whose signature, if it has one, is of the address that we called."""
+        if self.address.route == "onion":
+            signed = Signed(told.document, told.certificate, told.signature)
+            self.policy_signed = verify(signed, self.address.host)
+        self.policy_digest = document.digest(told.document)
+        return document.decode(told.document)
 
     def _check_fit(self, maybe_source: Source | None) -> None:
         """Refuse here what the box would refuse, before a byte of code leaves."""
@@ -237,7 +253,7 @@ class Box:
     def _answer(self, channel: int) -> m.Message:
         return self._wire.wait(channel, deadline=time.monotonic() + self._timeout_s)
 
-    def _finish(self, channel: int, wanted: type[m.Message]) -> None:
+    def _finish(self, channel: int, wanted: type[M]) -> M:
         """Wait for the one answer of a channel."""
         answer = self._answer(channel)
         self._wire.forget(channel)
@@ -245,6 +261,7 @@ class Box:
             raise refused(answer)
         if not isinstance(answer, wanted):
             raise RemoteProtocolError(f"the box answered {type(answer).__name__}")
+        return answer
 
 
 def _upload(channel: int, invocation: bytes, shutdown: bytes, source: Source) -> Iterator[m.Message]:

@@ -37,11 +37,12 @@ class KeptSession(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Keyring(msgspec.Struct, forbid_unknown_fields=True):
-    """All of it, by name. `policies`: box -> digest of the policy that was accepted."""
+    """All of it, by name. `policies`: box -> digest of the policy that was accepted; `signed`: boxes that signed it."""
 
     functions: dict[str, Kept] = {}
     sessions: dict[str, KeptSession] = {}
     policies: dict[str, bytes] = {}
+    signed: list[str] = []
 
     def free_name(self, wanted: str) -> str:
         """`wanted`, or `wanted-2` and so on where it is taken."""

@@ -8,37 +8,80 @@ from typing import Annotated, Literal
 import msgspec
 
 from bento_tor.errors import ConfigError
+from bento_tor.policy import destinations
 from bento_tor.policy.limits import MIB, Limits
 from bento_tor.policy.manifest import Manifest
 
 _LEVELS = ("none", "coarse", "full")
+# What a document can hold at most, so that every one fits a frame of the protocol.
+Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+Words = Annotated[tuple[Word, ...], msgspec.Meta(max_length=32)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+
+# Fields that are found out when the box starts. An operator who writes them would promise what he cannot know.
+FOUND = ("enforcement", "packages")
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a box offers to any function.
+    """What a box offers to any function. Sizes are bytes; a size or count of 0 means that there is none of it.
 
-    images       names of the images it has
-    limits       the ceiling of one session
-    sessions     how many may run at once, in all
-    functions    how many may be stored, in all
-    kept_bytes   output of a session that is kept until its reader comes
-    host_stats   what api.host() tells: none, coarse (rounded, hourly), full
-    egress       the ways out that it offers besides none
-    tor          the Tor routines that it offers
-    contact      where an abuse report goes
-    terms        what the operator wants users to know
+    images                    names of the images it has
+    limits                    the ceiling of one session
+    sessions                  how many may run at once, in all
+    sessions_per_connection   and started by one connection of a client
+    functions                 how many may be stored, in all
+    functions_per_connection  and by one connection
+    function_days             how long a stored function lives
+    output_hours              how long output waits for its reader after the function's end
+    kept_bytes                output of a session that is kept until its reader comes
+    output_bytes              what one session may send in all
+    host_stats                what api.host() tells: none, coarse (rounded, hourly), full
+    egress                    the ways out that it offers besides none
+    egress_rules              the operator's own lines, before the relay's exit policy: "reject *:25"
+    connections               how many a session may have open at once, where it has egress
+    egress_bytes              what it may send out through them
+    tor                       the Tor routines that it offers
+    store_bytes               what one function may keep through api.store: 0, nothing
+    store_blobs               in how many pieces
+    contact                   where an abuse report goes
+    terms                     what the operator wants users to know
+    enforcement               cgroups, or rlimits-only where the operator serves without (found at start)
+    packages                  what its images hold besides the standard library (found at start)
     """
 
-    images: tuple[str, ...] = ("python",)
+    images: Annotated[Words, msgspec.Meta(min_length=1)] = ("python",)
     limits: Limits = Limits()
-    sessions: int = 16
-    functions: int = 1000
-    kept_bytes: int = 4 * MIB
+    sessions: Count = 16
+    sessions_per_connection: Count = 8
+    functions: Count = 1000
+    functions_per_connection: Count = 64
+    function_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 30
+    output_hours: Annotated[int, msgspec.Meta(ge=1, le=48)] = 1
+    kept_bytes: Annotated[int, msgspec.Meta(ge=4096, le=1 << 40)] = 4 * MIB
+    output_bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 50)] = 1024 * MIB
     host_stats: Literal["none", "coarse", "full"] = "none"
-    egress: tuple[Literal["exit", "tor"], ...] = ()
-    tor: tuple[str, ...] = ()
+    egress: Annotated[tuple[Literal["exit", "tor"], ...], msgspec.Meta(max_length=2)] = ()
+    egress_rules: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=80)], ...], msgspec.Meta(max_length=128)] = ()
+    connections: Count = 16
+    egress_bytes: Size = 64 * MIB
+    tor: Words = ()
+    store_bytes: Size = 0
+    store_blobs: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
     contact: Annotated[str, msgspec.Meta(max_length=256)] = ""
-    terms: Annotated[str, msgspec.Meta(max_length=8192)] = ""
+    terms: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    enforcement: Literal["cgroups", "rlimits-only"] = "cgroups"
+    packages: Annotated[tuple[Word, ...], msgspec.Meta(max_length=128)] = ()
+
+    def __post_init__(self) -> None:
+        """A ValueError that names the key, where a limit is none at all or an egress line is no rule."""
+        for name, value in msgspec.structs.asdict(self.limits).items():
+            if value < 1:
+                raise ValueError(f"limits.{name} must be at least 1, not {value}")
+        try:
+            destinations.parse_operator(self.egress_rules)
+        except ConfigError as why:
+            raise ValueError(f"egress_rules: {why.message}") from why
 
 
 def encode(policy: Policy) -> bytes:
@@ -73,6 +116,12 @@ def misfits(manifest: Manifest, policy: Policy) -> list[str]:
         reasons.append(f"asks for egress {manifest.egress!r}; this box gives {_words(policy.egress)}")
     if _LEVELS.index(manifest.host) > _LEVELS.index(policy.host_stats):
         reasons.append(f"asks for host statistics {manifest.host!r}; this box gives {policy.host_stats!r}")
+    if manifest.disk * MIB > limits.data_bytes:
+        reasons.append(f"asks for {manifest.disk} MiB of disk; this box gives {limits.data_bytes // MIB} MiB")
+    if manifest.store and not policy.store_bytes:
+        reasons.append("asks for storage; this box keeps no data of functions")
+    if lacking := [name for name in manifest.packages if name not in policy.packages]:
+        reasons.append(f"needs the packages {_words(lacking)}; this box has {_words(policy.packages)}")
     if missing := [routine for routine in manifest.tor if routine not in policy.tor]:
         reasons.append(f"asks for the Tor routines {_words(missing)}; this box gives {_words(policy.tor)}")
     return reasons

@@ -7,6 +7,7 @@ typed struct: a box parses neither TOML nor Python.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,9 @@ MAX_BLOCK_BYTES = 8 * 1024
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
 Items = Annotated[tuple[Word, ...], msgspec.Meta(max_length=32)]
 
+# PEP 508: a name, then a version, an extra, a URL or a condition.
+_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?)\s*(?:[\[(<>=!~;@].*)?$")
+
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a function asks for. Everything has a modest default.
@@ -27,20 +31,26 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image    what it sees: the name of an image that the box offers
     memory   MiB of memory; 0: whatever the box gives
     seconds  of wall-clock time; 0: whatever the box gives
+    disk     MiB of /data; 0: whatever the box gives
+    store    whether it keeps data between its sessions (api.store)
     egress   its way out: none, exit (under the relay's exit policy), tor (through circuits)
     hosts    the only host names that it connects to; empty: any
     host     how much it wants to know of the machine: none, coarse, full
     tor      the Tor routines it wants to use
+    packages the names of the packages it imports: PEP 723's `dependencies`, without their versions
     """
 
     entry: Annotated[str, msgspec.Meta(max_length=64, pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")] = ""
     image: Word = "python"
     memory: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
     seconds: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0
+    disk: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
+    store: bool = False
     egress: Literal["none", "exit", "tor"] = "none"
     hosts: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=253)], ...], msgspec.Meta(max_length=64)] = ()
     host: Literal["none", "coarse", "full"] = "none"
     tor: Items = ()
+    packages: Items = ()
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -65,7 +75,7 @@ def read(source: str) -> Manifest:
         return Manifest()
     try:
         table = tomllib.loads(block)
-    except (tomllib.TOMLDecodeError, RecursionError) as why:
+    except (ValueError, RecursionError) as why:  # ValueError also for a number of 5000 digits
         reason = "nested too deeply" if isinstance(why, RecursionError) else str(why)
         raise ConfigError(f"the function's manifest is not TOML: {reason}", hint=_HINT) from why
     return _from_table(table)
@@ -77,10 +87,34 @@ _HINT = "see the functions that ship for the form of a manifest"
 def _from_table(table: dict[str, Any]) -> Manifest:
     tool = table.get("tool", {})
     bento = tool.get("bento", {}) if isinstance(tool, dict) else {}
+    if isinstance(bento, dict) and "packages" in bento:
+        raise ConfigError(
+            "the function's manifest names packages in [tool.bento]", hint="dependencies = [...] above it"
+        )
+    if isinstance(bento, dict) and "dependencies" in table:
+        bento = {**bento, "packages": _package_names(table["dependencies"])}
     try:
         return msgspec.convert(bento, type=Manifest)
     except msgspec.ValidationError as why:
         raise ConfigError(f"the function's manifest has a bad [tool.bento]: {why}", hint=_HINT) from why
+
+
+def _package_names(dependencies: Any) -> list[str]:
+    """The bare names, spelt as PEP 503 does. A box has one version of each, so the versions are for people."""
+    if not isinstance(dependencies, list):
+        raise ConfigError("the function's manifest has dependencies that are no list", hint=_HINT)
+    names = []
+    for line in dependencies:
+        found = _REQUIREMENT.match(line) if isinstance(line, str) else None
+        if found is None:
+            raise ConfigError(f"the function's manifest has a dependency that is none: {line!r:.60}", hint=_HINT)
+        names.append(package_name(found[1]))
+    return names
+
+
+def package_name(text: str) -> str:
+    """The one spelling of a package's name (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", text).lower()
 
 
 def _find_block(source: str) -> str | None:

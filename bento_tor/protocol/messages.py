@@ -177,15 +177,21 @@ class Welcome(Message):
 
 
 class Policy(Message):
-    """The box's policy: canonical bytes, whose SHA-256 is the digest."""
+    """The box's policy: canonical bytes, whose SHA-256 is the digest.
+
+    `certificate`: a record key (32 bytes), then the signature with which the onion service's identity key says
+    that it is the box's. `signature`: the record key's, of the document. Both empty: the policy is unsigned."""
 
     document: Annotated[bytes, msgspec.Meta(max_length=MAX_POLICY_BYTES)]
+    certificate: Annotated[bytes, msgspec.Meta(max_length=96)] = b""
+    signature: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
 
 
 class Stored(Message):
-    """The upload is on disk; the channel is done."""
+    """The upload is on disk; the channel is done. `public_id` names the function to anybody, and opens nothing."""
 
     channel: Channel
+    public_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class Started(Message):

@@ -6,6 +6,7 @@ The store blocks (each commit waits for the disk), so it has a thread of its own
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -13,11 +14,16 @@ from typing import Any, TypeVar
 from bento_tor.errors import SandboxError
 from bento_tor.policy import document
 from bento_tor.policy.manifest import Manifest
+from bento_tor.policy.outcome import Kind, Outcome
+from bento_tor.policy.signature import Signed
+from bento_tor.protocol import messages
 from bento_tor.server.host import HostStats
+from bento_tor.server.keeping import Keeping
 from bento_tor.server.sessions import Call, Session, Sessions
 from bento_tor.server.store import Saved, Store, StoredFunction
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 # Code on its way in, of all connections together: it is in memory until it is whole.
 _UPLOADS_MAX_BYTES = 64 * 1024 * 1024
@@ -26,13 +32,13 @@ _UPLOADS_MAX_BYTES = 64 * 1024 * 1024
 class Desk:
     """One box's shared state. All methods belong to the event loop's thread."""
 
-    def __init__(self, policy: document.Policy, store: Store, sessions: Sessions) -> None:
-        self.policy = policy
-        self.policy_document = document.encode(policy)
-        self.policy_digest = document.digest(self.policy_document)
+    def __init__(self, signed: Signed, store: Store, sessions: Sessions) -> None:
+        self.policy = document.decode(signed.document)
+        self.policy_digest = document.digest(signed.document)
+        self.policy_message = messages.Policy(signed.document, signed.certificate, signed.signature)
         self._store = store
         self._sessions = sessions
-        self._host = HostStats(policy.host_stats)
+        self._host = HostStats(self.policy.host_stats)
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         # Two Executes with one session token, on two circuits, must start one session.
         self._starting = asyncio.Lock()
@@ -53,19 +59,37 @@ class Desk:
         """Keep a function."""
         return await self._on_disk(self._store.save, invocation, shutdown, manifest, source)
 
+    def function_hash(self, invocation: bytes) -> bytes:
+        """What a function is known by, here."""
+        return self._store.function_hash(invocation)
+
+    async def sweep(self) -> None:
+        """Forget what is old; to be called now and then."""
+        if swept := await self._on_disk(self._store.sweep_old):
+            log.info("%d functions have expired", swept)
+
     async def maybe_load(self, invocation: bytes) -> StoredFunction | None:
         """The function that this token opens."""
         return await self._on_disk(self._store.maybe_load, invocation)
 
-    async def erase(self, shutdown: bytes) -> bool:
-        """Erase a function and end its sessions. False: the token opens nothing."""
-        function_hash = await self._on_disk(self._store.erase, shutdown)
-        if function_hash is None:
-            return False
+    async def erase(self, shutdown: bytes) -> bytes | None:
+        """Erase a function and end its sessions; gives its hash. None: the token opens nothing."""
+        maybe_hash = await self._on_disk(self._store.erase, shutdown)
+        if maybe_hash is not None:
+            self._end_sessions(maybe_hash, Kind.KILLED_USER)
+        return maybe_hash
+
+    async def take_down(self, public_id: str) -> bool:
+        """The operator erases a function by its public id. False: there is none with it."""
+        maybe_hash = await self._on_disk(self._store.erase_public, public_id)
+        if maybe_hash is not None:
+            self._end_sessions(maybe_hash, Kind.KILLED_OPERATOR)
+        return maybe_hash is not None
+
+    def _end_sessions(self, function_hash: bytes, why: Kind) -> None:
         for session in self._sessions.of_function(function_hash):
-            session.end()
+            session.end(why)
             self._sessions.forget(session.session_hash)
-        return True
 
     def maybe_session(self, session: bytes) -> Session | None:
         """The session of this token, while it is in memory."""
@@ -96,6 +120,8 @@ class Desk:
                 session_hash,
                 self._store.function_hash(invocation),
                 kept_bytes=self.policy.kept_bytes,
+                output_bytes=self.policy.output_bytes,
+                keeping=await self._maybe_keeping(invocation, manifest),
                 host=lambda: asyncio.to_thread(self._host.measure, manifest.host),
             )
             try:
@@ -105,16 +131,24 @@ class Desk:
                 raise
             return False
 
+    async def _maybe_keeping(self, invocation: bytes, manifest: Manifest) -> Keeping | None:
+        """The storage of a function that asked for some; its data key stays in memory as long as the session runs."""
+        policy = self.policy
+        if not manifest.store or not policy.store_bytes:
+            return None
+        maybe_blobs = await self._on_disk(
+            lambda: self._store.maybe_blobs(invocation, most_bytes=policy.store_bytes, most_blobs=policy.store_blobs)
+        )
+        return None if maybe_blobs is None else Keeping(maybe_blobs, self._on_disk)
+
     async def stop(self) -> None:
         """End all sessions; every outcome is on disk when this returns."""
         await self._sessions.stop()
         await asyncio.to_thread(self._disk.shutdown)
         self._store.close()
 
-    async def _note_end(self, session: Session) -> None:
-        outcome = session.maybe_outcome
-        if outcome is not None:
-            await self._on_disk(self._store.end_session, session.session_hash, outcome.word)
+    async def _note_end(self, session: Session, outcome: Outcome) -> None:
+        await self._on_disk(self._store.end_session, session.session_hash, outcome.word)
 
     async def _on_disk(self, work: Callable[..., T], *values: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work, *values)

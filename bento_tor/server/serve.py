@@ -16,7 +16,6 @@ import logging
 import os
 import signal
 import socket
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -28,21 +27,36 @@ from bento_tor.config import data_dir
 from bento_tor.controller import onion
 from bento_tor.controller.endpoints import Endpoint
 from bento_tor.errors import BentoError, ConfigError, SandboxError
-from bento_tor.sandbox import images
+from bento_tor.policy import document
+from bento_tor.policy.document import Policy
+from bento_tor.policy.signature import Signed, sign
+from bento_tor.sandbox import images, layers
 from bento_tor.sandbox.jail import Jail
 from bento_tor.sandbox.keeper import Keeper
 from bento_tor.sandbox.mounts import private_view
 from bento_tor.sandbox.trial import check
 from bento_tor.server.box import Box
+from bento_tor.server.offer import offer
 from bento_tor.server.publisher import Publisher
 from bento_tor.server.settings import BoxConfig
-from bento_tor.server.state import StateDir, listen, maybe_relay, open_state
+from bento_tor.server.state import StateDir, listen, listen_operator, maybe_relay, open_state
+from bento_tor.server.way_out import WayOut, open_way_out
 
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _STOP_S = 15
 _SEED_NAME = "onion.seed"
+_RECORD_NAME = "record.seed"
+# The limits that hold for a session in sum only by cgroups.
+_NEEDED = frozenset({"memory", "pids"})
+
+
+class _Terms(msgspec.Struct, frozen=True):
+    """What the box must wait for: its address, and the policy that clients see, signed."""
+
+    address: str
+    signed: Signed
 
 
 class Serving(msgspec.Struct, frozen=True):
@@ -72,10 +86,12 @@ def serve(config: BoxConfig, *, ready: Callable[[Serving], None]) -> None:
         listener = stack.enter_context(listen(target))
         if target.path is not None:
             stack.callback(target.path.unlink, missing_ok=True)
+        orders = stack.enter_context(listen_operator(state.operator_socket))
+        stack.callback(state.operator_socket.unlink, missing_ok=True)
         view = {"state": state_path, "images": images_dir}
         if root:
             view = private_view(view)
-        _Keeping(config, state, view, listener, target, ready, stack).run(root=root)
+        _Keeping(config, state, view, listener, orders, target, ready, stack).run(root=root)
 
 
 class _Keeping:
@@ -87,6 +103,7 @@ class _Keeping:
         state: StateDir,
         view: dict[str, Path],
         listener: socket.socket,
+        orders: socket.socket,
         target: Endpoint,
         ready: Callable[[Serving], None],
         stack: ExitStack,
@@ -95,15 +112,22 @@ class _Keeping:
         self._state = state
         self._view = view
         self._listener = listener
+        self._orders = orders
         self._target = target
         self._ready = ready
         self._stack = stack
         self._stopping = False
         self._maybe_failure: BentoError | None = None
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
-        self._told = threading.Event()
+        self._maybe_way_out: WayOut | None = None
 
     def run(self, *, root: bool) -> None:
+        config = self._config
+        # Its own user, because the kernel's rules know the broker by that.
+        broker_uid = config.first_uid - 1 if root else None
+        self._maybe_way_out = open_way_out(config.policy, control=config.relay, socks=config.socks, uid=broker_uid)
+        if self._maybe_way_out is not None:
+            self._stack.callback(self._maybe_way_out.stop)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         address_out, address_in = os.pipe()
         # First of all, while there are no threads and no secrets: what the box inherits is this and no more.
@@ -111,9 +135,12 @@ class _Keeping:
         if pid == 0:
             ours.close()
             os.close(address_in)
-            _become_box(self._config, self._view, self._listener, theirs, address_out, root=root)
+            maybe_line = self._maybe_way_out.leave_to_box() if self._maybe_way_out is not None else None
+            _become_box(config, self._view, self._listener, self._orders, theirs, maybe_line, address_out, root=root)
         theirs.close()
         os.close(address_out)
+        if self._maybe_way_out is not None:
+            self._maybe_way_out.box.close()
         self._stack.callback(_end, pid)
         self._stack.callback(ours.close)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -124,22 +151,50 @@ class _Keeping:
     def _keep(self, sock: socket.socket, address_in: BinaryIO, pid: int) -> None:
         policy = self._config.policy
         image = images.load(self._view["images"], policy.images[0])
-        with Jail(image) as jail:
+        way_out = self._maybe_way_out
+        with Jail(image, doors=self._view["state"] / "doors" if way_out is not None else None) as jail:
             check(jail)
+            _require_layers(jail)
             _require_limits(jail, self._config)
             address, port, owner, maybe_seed = self._onion()
             if self._stopping:
                 return
+            if way_out is not None:
+                way_out.open()
             with suppress(BrokenPipeError), address_in:  # the box has gone: the keeper, below, sees it at once
-                address_in.write(address.encode())
+                address_in.write(msgspec.msgpack.encode(_Terms(address, self._sign(self._offer(jail), address))))
             serving = Serving(address, port, str(self._target), owner, os.getpid(), tuple(sorted(jail.effective)))
             self._publish(maybe_seed, serving)
-            keeper = Keeper(sock, jail, ceiling=policy.limits, max_sessions=policy.sessions)
+            keeper = Keeper(
+                sock,
+                jail,
+                ceiling=policy.limits,
+                max_sessions=policy.sessions,
+                egress=way_out.line if way_out is not None else None,
+                pool_size=self._config.ready,
+            )
             keeper.run(self._stop_fd)
         if self._maybe_failure is not None:
             raise self._maybe_failure
         if not self._stopping:
             raise BentoError("the box's process ended by itself", hint="its log, above, says why")
+
+    def _offer(self, jail: Jail) -> Policy:
+        """The policy as clients see it."""
+        folders = [images.load(self._view["images"], name).packages for name in self._config.policy.images]
+        return offer(self._config.policy, folders, cgroups=jail.effective >= _NEEDED)
+
+    def _sign(self, policy: Policy, address: str) -> Signed:
+        """Signed with the onion service's key where that is ours. A relay's tor keeps its own to itself, and in a form
+        that cannot sign for us: that box's policy is unsigned, and clients are told."""
+        keys, written = self._view["state"] / "keys", document.encode(policy)
+        try:
+            identity = onion.load_seed(keys / _SEED_NAME)
+        except FileNotFoundError:
+            return Signed(written)
+        if onion.onion_address(identity) != address:
+            return Signed(written)
+        return sign(written, identity, onion.load_or_mint_seed(keys / _RECORD_NAME))
 
     def _onion(self) -> tuple[str, int, str, bytes | None]:
         """The box's address, and who puts it up: the relay's tor, or we; never both."""
@@ -185,7 +240,9 @@ def _become_box(
     config: BoxConfig,
     view: dict[str, Path],
     listener: socket.socket,
+    orders: socket.socket,
     keeper: socket.socket,
+    maybe_line: socket.socket | None,
     address_out: int,
     *,
     root: bool,
@@ -200,10 +257,13 @@ def _become_box(
             os.setresuid(config.first_uid, config.first_uid, config.first_uid)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         with os.fdopen(address_out, "rb") as pipe:
-            address = pipe.read().decode()
-        if address:  # else the keeper could not go on, and says why
+            told = pipe.read()
+        if told:  # else the keeper could not go on, and says why
+            terms = msgspec.msgpack.decode(told, type=_Terms)
             database = view["state"] / "box" / "box.db"
-            Box(listener, keeper, database=database, address=address, policy=config.policy).run()
+            Box(
+                listener, keeper, orders, maybe_line, database=database, address=terms.address, signed=terms.signed
+            ).run()
         status = 0
     except BentoError as error:
         log.error("%s", error.message)
@@ -234,9 +294,19 @@ def _wait(fd: int, timeout_s: float) -> bool:
     return bool(poll.poll(timeout_s * 1000))
 
 
+def _require_layers(jail: Jail) -> None:
+    """Every layer that no stranger's code may run without, tried in real sandboxes at every start."""
+    missing = layers.missing(layers.probe(jail))
+    if missing:
+        raise SandboxError(
+            f"this machine does not enforce {', '.join(layer.name for layer in missing)}",
+            hint="'bento-tor doctor' says what was seen; docs/threat-model.md what each is for",
+        )
+
+
 def _require_limits(jail: Jail, config: BoxConfig) -> None:
     """Without cgroups a function's processes are limited one by one only, and in sum not at all."""
-    missing = sorted({"memory", "pids"} - jail.effective)
+    missing = sorted(_NEEDED - jail.effective)
     if missing and config.limits == "cgroups":
         raise SandboxError(
             f"this machine lets us set no cgroup limits for {' and '.join(missing)}",

@@ -14,13 +14,17 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from bento_tor.egress.grants import Grant
+from bento_tor.egress.link import BoxLine
 from bento_tor.policy.limits import Limits
 from bento_tor.policy.outcome import Kind, Outcome, judge
 from bento_tor.protocol.messages import INITIAL_WINDOW, MAX_LOG_BYTES
+from bento_tor.resources import read_text
 from bento_tor.sandbox import frames
 from bento_tor.sandbox.link import KeeperLink, LinkedCell
+from bento_tor.server.keeping import Keeping, OutOfOrder
 from bento_tor.server.output import Output
 
 log = logging.getLogger(__name__)
@@ -32,6 +36,10 @@ _DRAIN_S = 5.0
 _ENDED_MAX_BYTES = 64 * 1024 * 1024
 _SESSION_COST_BYTES = 16 * 1024
 
+_EGRESS_TEXT = read_text("egress", "inside.py").encode()
+_KEEPING_TEXT = read_text("sandbox", "keeping.py").encode()
+
+NoteEnd = Callable[["Session", Outcome], Awaitable[None]]
 HostStats = Callable[[], Awaitable[dict[str, Any]]]
 
 
@@ -42,12 +50,23 @@ class Call:
     name: str
     arguments: str
     source: bytes
+    egress: Literal["none", "exit", "tor"] = "none"
+    hosts: tuple[str, ...] = ()
 
 
 class Session:
     """One running or ended call. All methods belong to the event loop's thread."""
 
-    def __init__(self, session_hash: bytes, function_hash: bytes, *, kept_bytes: int, host: HostStats) -> None:
+    def __init__(
+        self,
+        session_hash: bytes,
+        function_hash: bytes,
+        *,
+        kept_bytes: int,
+        host: HostStats,
+        output_bytes: int = 1 << 62,
+        keeping: Keeping | None = None,
+    ) -> None:
         self.session_hash = session_hash
         self.function_hash = function_hash
         self.output = Output()
@@ -57,6 +76,8 @@ class Session:
         self._input_ended = False
         self._input_written = 0  # units handed to the function
         self._kept_bytes = kept_bytes
+        self._output_bytes = output_bytes
+        self._maybe_keeping = keeping
         self._host = host
         # Frames that wait for the function, and the units in them. In one piece: a message of one byte costs what it
         # is long, not a hundred times that.
@@ -67,8 +88,8 @@ class Session:
         self._ready = False
         self._maybe_word: Outcome | None = None
         self._maybe_displace: Callable[[], None] | None = None
-        self._maybe_kill: Callable[[], None] | None = None
-        self._ending = False
+        self._maybe_kill: Callable[[Kind], None] | None = None
+        self._maybe_ending: Kind | None = None
         self._over = False  # its processes are gone
 
     # --- what a connection uses -------------------------------------------------------------------------------
@@ -117,11 +138,11 @@ class Session:
         self.output.forget(received)
         self.ring()
 
-    def end(self) -> None:
+    def end(self, why: Kind = Kind.KILLED_USER) -> None:
         """Stop the function now, or as soon as it has been started."""
-        self._ending = True
+        self._maybe_ending = self._maybe_ending or why
         if self._maybe_kill is not None:
-            self._maybe_kill()
+            self._maybe_kill(self._maybe_ending)
 
     @property
     def bell(self) -> asyncio.Event:
@@ -141,10 +162,10 @@ class Session:
     # --- the function's side ----------------------------------------------------------------------------------
 
     async def run(self, link: KeeperLink, cell: LinkedCell, call: Call) -> Outcome:
-        """Carry bytes between function and readers until it has ended."""
-        self._maybe_kill = lambda: link.kill(cell.number, Kind.KILLED_USER)
-        if self._ending:
-            self._maybe_kill()
+        """Carry bytes between function and readers until it has ended; how it did is told by `finish`."""
+        self._maybe_kill = lambda why: link.kill(cell.number, why)
+        if self._maybe_ending is not None:
+            self._maybe_kill(self._maybe_ending)
         log_pipe = asyncio.create_task(self._read_log(cell.log_fd))
         feeding = asyncio.create_task(self._feed(cell.control, call))
         reading = asyncio.create_task(self._read_frames(cell.control, link, cell.number))
@@ -157,12 +178,12 @@ class Session:
                 task.cancel()
             await asyncio.gather(feeding, reading, log_pipe, return_exceptions=True)
             cell.control.close()
-        self.maybe_outcome = judge(self._maybe_word, seen, ready=self._ready)
-        self.ring()
-        return self.maybe_outcome
+            if self._maybe_keeping is not None:
+                await self._maybe_keeping.stop()
+        return judge(self._maybe_word, seen, ready=self._ready)
 
-    def fail(self, outcome: Outcome) -> None:
-        """It never ran, or the machinery broke."""
+    def finish(self, outcome: Outcome) -> None:
+        """It is over: the reader may be told. Only once it is on disk, or a box killed now would say otherwise."""
         self.maybe_outcome = outcome
         self.ring()
 
@@ -177,6 +198,10 @@ class Session:
         """Hand code and input to the function, at the pace at which it takes them."""
         loop = asyncio.get_running_loop()
         with suppress(ConnectionError):
+            if self._maybe_keeping is not None:
+                await loop.sock_sendall(control, frames.encode_keeping(_KEEPING_TEXT))
+            if call.egress != "none":
+                await loop.sock_sendall(control, frames.encode_egress(_EGRESS_TEXT))
             await loop.sock_sendall(control, frames.encode_code(call.name, call.arguments, call.source))
             while True:
                 await self._inbox_filled.wait()
@@ -202,6 +227,9 @@ class Session:
                     return
                 for frame in frames_in.feed(data):
                     await self._take(frame, lambda: link.kill(number, Kind.KILLED_POLICY))
+                if self.output.stop > self._output_bytes:
+                    link.kill(number, Kind.KILLED_OUTPUT)
+                    return
                 self.ring()
                 # A socket that is never empty would keep the loop for this one function.
                 await asyncio.sleep(0)
@@ -224,11 +252,9 @@ class Session:
             case frames.Padding(length):
                 self.output.append_padding(length)
             case frames.HostRequest():
-                # A function that asks on and on without reading the answers waits for itself.
-                while len(self._inbox) >= _READ_BYTES and not self._over:
-                    await self._bell.wait()
-                if not self._over:
-                    self._hand_over(frames.encode_host_reply(await self._host()), 0)
+                await self._tell(frames.encode_host_reply(await self._host()))
+            case frames.StoreRequest() | frames.StoreData():
+                await self._keep(frame, kill)
             case frames.Returned():
                 self._maybe_word = Outcome.returned()
             case frames.Raised(traceback):
@@ -239,6 +265,24 @@ class Session:
                 # The function speaks the driver's protocol wrongly: hostile, or broken beyond use.
                 log.info("a function broke the driver's framing: %s", why)
                 kill()
+
+    async def _tell(self, frame: bytes) -> None:
+        """Answer the function. One that asks on and on without reading the answers waits for itself."""
+        while len(self._inbox) >= _READ_BYTES and not self._over:
+            await self._bell.wait()
+        if not self._over:
+            self._hand_over(frame, 0)
+
+    async def _keep(self, frame: frames.StoreRequest | frames.StoreData, kill: Callable[[], None]) -> None:
+        """What it wants of its storage. It has asked for some, or it was not told the words."""
+        try:
+            if self._maybe_keeping is None:
+                raise OutOfOrder("it has no storage")
+            async for answer in self._maybe_keeping.answer(frame):
+                await self._tell(answer)
+        except OutOfOrder as why:
+            log.info("a function broke the driver's framing: %s", why)
+            kill()
 
     async def _read_log(self, log_fd: int) -> None:
         """Keep the tail of what the function printed."""
@@ -258,8 +302,15 @@ class Sessions:
     """All sessions of a box: how many may run, and how long an ended one waits for its reader."""
 
     def __init__(
-        self, link: KeeperLink, *, running_max: int, kept_s: float, ended_bytes: int = _ENDED_MAX_BYTES
+        self,
+        link: KeeperLink,
+        *,
+        running_max: int,
+        kept_s: float,
+        ended_bytes: int = _ENDED_MAX_BYTES,
+        maybe_way_out: BoxLine | None = None,
     ) -> None:
+        self._maybe_way_out = maybe_way_out
         self._link = link
         self._running_max = running_max
         self._kept_s = kept_s
@@ -285,9 +336,7 @@ class Sessions:
         """Every session of one function."""
         return [session for session in self._sessions.values() if session.function_hash == function_hash]
 
-    async def start(
-        self, session: Session, call: Call, limits: Limits, when_ended: Callable[[Session], Awaitable[None]]
-    ) -> None:
+    async def start(self, session: Session, call: Call, limits: Limits, note_end: NoteEnd) -> None:
         """Start it in a sandbox of its own. Raises SandboxError where that is not possible."""
         self._sessions[session.session_hash] = session
         try:
@@ -295,7 +344,10 @@ class Sessions:
         except BaseException:
             del self._sessions[session.session_hash]
             raise
-        task = asyncio.create_task(self._run(session, cell, call, when_ended))
+        if self._maybe_way_out is not None:
+            # Also for `none`, which closes the door. Where the broker does not take it, nothing gets out.
+            self._maybe_way_out.grant(Grant(cell.number, call.egress, call.hosts))
+        task = asyncio.create_task(self._run(session, cell, call, note_end))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -320,15 +372,17 @@ class Sessions:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=5.0)
 
-    async def _run(
-        self, session: Session, cell: LinkedCell, call: Call, when_ended: Callable[[Session], Awaitable[None]]
-    ) -> None:
+    async def _run(self, session: Session, cell: LinkedCell, call: Call, note_end: NoteEnd) -> None:
         try:
-            await session.run(self._link, cell, call)
+            outcome = await session.run(self._link, cell, call)
         except Exception:
             log.exception("a session's machinery broke")
             self._link.kill(cell.number, Kind.KILLED_OPERATOR)
-            session.fail(Outcome.lost("the box could not carry on with this session"))
-        await when_ended(session)
+            outcome = Outcome.lost("the box could not carry on with this session")
+        try:
+            await note_end(session, outcome)
+        except Exception:
+            log.exception("a session's outcome could not be noted")
+        session.finish(outcome)
         self._make_room()
         asyncio.get_running_loop().call_later(self._kept_s, self.forget, session.session_hash)

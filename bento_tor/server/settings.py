@@ -1,12 +1,15 @@
-"""What `bento-tor serve` needs to know, as frozen values."""
+"""What `bento-tor serve` needs to know, as frozen values; reading them, and the policy, from files."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from bento_tor.policy.document import Policy
+from bento_tor.config import parse_toml, read_toml
+from bento_tor.errors import ConfigError
+from bento_tor.policy.document import FOUND, Policy
 
 # systemd's UIDS-GIDS.md lists 1879048192..2147483647 as unused by any convention.
 DEFAULT_FIRST_UID = 1_880_000_000
@@ -15,29 +18,79 @@ DEFAULT_FIRST_UID = 1_880_000_000
 class BoxConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What `bento-tor serve` needs to know.
 
-    state      folder of the box: keys, functions, its socket; made where it is missing
-    listen     unix:PATH or HOST:PORT on loopback; empty: the socket in the state folder
-    images     folder of images; empty: the default one
-    control    control port of the tor that publishes the onion service; empty: look for one
-    publish    put the box up as an onion service (not where setup-relay did)
-    port       the onion service's port
-    first_uid  root only: the box runs as this user id, its functions as the ones after it
-    policy     what the box offers
+    state        folder of the box: keys, functions, its socket; made where it is missing
+    listen       unix:PATH or HOST:PORT on loopback; empty: the socket in the state folder
+    images       folder of images; empty: the default one
+    relay        control port of the relay whose exit policy `exit` egress obeys; empty: look for one
+    socks        tor's SOCKS port that `tor` egress goes through
+    control      control port of the tor that publishes the onion service; empty: look for one
+    publish      put the box up as an onion service (not where setup-relay did)
+    port         the onion service's port
+    first_uid    root only: the box runs as this user id, its functions as the ones after it
+    ready        how many sandboxes wait ready for code (each takes some 10 MB); 0: every start is a cold one
+    policy       what the box offers
+    policy_file  a file with the policy, instead of the table [policy]
     """
 
     state: str = ""
     listen: str = ""
     images: str = ""
+    relay: str = ""
+    socks: str = ""
     control: str = ""
     publish: bool = False
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 80
     first_uid: Annotated[int, msgspec.Meta(ge=1000, le=2**31 - 2)] = DEFAULT_FIRST_UID
     limits: Literal["cgroups", "rlimits-only"] = "cgroups"
+    ready: Annotated[int, msgspec.Meta(ge=0, le=256)] = 4
     policy: Policy = Policy()
+    policy_file: str = ""
 
-    def __post_init__(self) -> None:
-        """A ValueError that names the key, where a limit is none at all."""
-        limits = {f"limits.{name}": value for name, value in msgspec.structs.asdict(self.policy.limits).items()}
-        for name, value in (limits | {"sessions": self.policy.sessions}).items():
-            if value < 1:
-                raise ValueError(f"policy.{name} must be at least 1, not {value}")
+
+def read_config(path: Path) -> BoxConfig:
+    """The settings of a box, its policy among them. Raises ConfigError, naming file, line and key."""
+    config = read_toml(path, BoxConfig)
+    if not config.policy_file:
+        _refuse_found(config.policy, str(path))
+        return config
+    if config.policy != Policy():
+        raise ConfigError(f"{path} has both a policy_file and a table [policy]", hint="leave one of them out")
+    # Beside the file that names it, as a reader of that file would take it.
+    return with_policy_file(config, path.parent / config.policy_file)
+
+
+def with_policy_file(config: BoxConfig, path: Path) -> BoxConfig:
+    """The same settings with the policy of that file."""
+    return msgspec.structs.replace(config, policy=read_policy(path), policy_file=str(path))
+
+
+def read_policy(path: Path) -> Policy:
+    """The policy in a file of its own, or in the table [policy] of a box's settings. Raises ConfigError."""
+    try:
+        data = path.read_bytes()
+    except OSError as why:
+        raise ConfigError(f"cannot read {path}: {why.strerror}") from why
+    if "policy" in _tables(data):
+        return read_config(path).policy
+    policy = parse_toml(data, Policy, str(path))
+    _refuse_found(policy, str(path))
+    return policy
+
+
+def _tables(data: bytes) -> dict[str, Any]:
+    """The file's topmost keys; none where it is no TOML: the one who reads it for good says why."""
+    try:
+        found: dict[str, Any] = msgspec.toml.decode(data)
+    except (ValueError, RecursionError):
+        return {}
+    return found
+
+
+def _refuse_found(policy: Policy, source: str) -> None:
+    default = Policy()
+    for name in FOUND:
+        if getattr(policy, name) != getattr(default, name):
+            raise ConfigError(
+                f"{source} cannot be used: {name!r} is not for the operator to say",
+                hint='the box finds it out when it starts; limits = "rlimits-only" serves without cgroups',
+            )

@@ -4,6 +4,7 @@ STATE/             0711  of who runs serve
 STATE/keys/        0700  the onion service's key: the keeper's
 STATE/box/         0700  the database: the box's own user's
 STATE/box.sock     the listening socket
+STATE/operator.sock  0600  takes orders from whoever runs serve
 STATE/onion.json   written by setup-relay: the relay's tor owns the onion service
 STATE/lock         one box at a time
 """
@@ -37,6 +38,11 @@ class StateDir:
     def default_socket(self) -> Endpoint:
         """Where the box listens if nobody says otherwise."""
         return Endpoint.unix(self.path / "box.sock")
+
+    @property
+    def operator_socket(self) -> Path:
+        """Where the operator's orders come in."""
+        return self.path / "operator.sock"
 
     def close(self) -> None:
         """Let the next box in."""
@@ -110,6 +116,24 @@ def listen(endpoint: Endpoint) -> socket.socket:
     except OSError as why:
         sock.close()
         raise ConfigError(f"cannot listen at {endpoint}: {why.strerror}") from why
+    return sock
+
+
+def listen_operator(path: Path) -> socket.socket:
+    """The socket of orders: of who runs serve, and of nobody else. Raises ConfigError."""
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        _remove_stale(path)
+        # Made under a mask that lets nobody else in, not changed afterwards: there is no moment between.
+        mask = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(mask)
+        sock.listen(8)
+    except OSError as why:
+        sock.close()
+        raise ConfigError(f"cannot listen at {path}: {why.strerror or why}") from why
     return sock
 
 

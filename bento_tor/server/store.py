@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing
 from enum import Enum
 from pathlib import Path
@@ -18,14 +19,18 @@ from typing import Any
 import msgspec
 
 from bento_tor.errors import ConfigError
-from bento_tor.server import tokens
+from bento_tor.server import blobs, tokens
+from bento_tor.server.blobs import Blobs
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS functions (
     invocation_hash BLOB PRIMARY KEY,
     shutdown_hash   BLOB NOT NULL UNIQUE,
+    public_id       TEXT NOT NULL UNIQUE,
+    expires_day     INTEGER NOT NULL,
     key_slot        BLOB NOT NULL,
-    body            BLOB NOT NULL
+    body            BLOB NOT NULL,
+    versions        INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS sessions (
     session_hash    BLOB PRIMARY KEY,
@@ -35,7 +40,8 @@ CREATE TABLE IF NOT EXISTS sessions (
 ) WITHOUT ROWID;
 """
 _SESSION_KEPT_HOURS = 48
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
+_HOUR_S, _DAY_S = 3600, 86400
 
 
 class Saved(Enum):
@@ -54,18 +60,31 @@ class StoredFunction(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """One box's database. Use from one thread at a time."""
+    """One box's database. Use from one thread at a time.
 
-    def __init__(self, path: Path, box: str, *, max_functions: int) -> None:
+    function_days  how long a function is kept after it was stored, or stored again
+    clock          seconds since the epoch"""
+
+    def __init__(
+        self,
+        path: Path,
+        box: str,
+        *,
+        max_functions: int,
+        function_days: int = 30,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._box = box
         self._max_functions = max_functions
+        self._function_days = function_days
+        self._clock = clock
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             # FULL: a commit is on disk when it returns. secure_delete: an erased slot is overwritten.
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "foreign_keys=ON"):
                 self._db.execute(f"PRAGMA {pragma}")
             self._check_version()
-            self._db.executescript(_SCHEMA)
+            self._db.executescript(_SCHEMA + blobs.SCHEMA)
         except sqlite3.Error as why:
             raise ConfigError(f"the box's database {path} cannot be used: {why}") from why
 
@@ -85,17 +104,25 @@ class Store:
                 "SELECT 1 FROM functions WHERE shutdown_hash = ? AND invocation_hash = ?", shutdown_hash, key
             )
             same = _digest(known) == _digest(StoredFunction(manifest, source)) and owner is not None
+            if same:
+                self._db.execute(
+                    "UPDATE functions SET expires_day = ? WHERE invocation_hash = ?", (self._expires_day(), key)
+                )
             return Saved.DONE if same else Saved.TAKEN
-        if self.count_functions() >= self._max_functions:
+        # One that has expired, and waits for the sweep, must not keep its token.
+        self._erase_where("invocation_hash = ? AND expires_day <= ?", key, self._today())
+        if self.count_functions() >= self._max_functions and not self.sweep_old():
             return Saved.FULL
         data_key = tokens.new_data_key()
         body = msgspec.msgpack.encode(StoredFunction(manifest, source))
         try:
             self._db.execute(
-                "INSERT INTO functions VALUES (?, ?, ?, ?)",
+                "INSERT INTO functions VALUES (?, ?, ?, ?, ?, ?, 0)",
                 (
                     key,
                     shutdown_hash,
+                    tokens.public_id(key),
+                    self._expires_day(),
                     tokens.seal(tokens.slot_key(self._box, invocation), data_key, key),
                     tokens.seal(data_key, body, key),
                 ),
@@ -106,31 +133,41 @@ class Store:
 
     def maybe_load(self, invocation: bytes) -> StoredFunction | None:
         """The function that this token opens, or None."""
-        key = self._hash(tokens.INVOCATION, invocation)
-        row = self._one("SELECT key_slot, body FROM functions WHERE invocation_hash = ?", key)
-        if row is None:
+        maybe_opened = self._maybe_open(invocation)
+        if maybe_opened is None:
             return None
-        data_key = tokens.maybe_unseal(tokens.slot_key(self._box, invocation), row[0], key)
-        body = tokens.maybe_unseal(data_key, row[1], key) if data_key else None
+        key, data_key, sealed = maybe_opened
+        body = tokens.maybe_unseal(data_key, sealed, key)
         return msgspec.msgpack.decode(body, type=StoredFunction) if body is not None else None
+
+    def maybe_blobs(self, invocation: bytes, *, most_bytes: int, most_blobs: int) -> Blobs | None:
+        """What the function of this token keeps; None where the token opens nothing. Holds the data key."""
+        maybe_opened = self._maybe_open(invocation)
+        if maybe_opened is None:
+            return None
+        key, data_key, _ = maybe_opened
+        return Blobs(self._db, key, data_key, most_bytes=most_bytes, most_blobs=most_blobs)
+
+    def _maybe_open(self, invocation: bytes) -> tuple[bytes, bytes, bytes] | None:
+        """The function's hash, its data key, and its sealed body."""
+        key = self._hash(tokens.INVOCATION, invocation)
+        row = self._one(
+            "SELECT key_slot, body FROM functions WHERE invocation_hash = ? AND expires_day > ?", key, self._today()
+        )
+        data_key = tokens.maybe_unseal(tokens.slot_key(self._box, invocation), row[0], key) if row else None
+        return (key, data_key, row[1]) if row and data_key else None
 
     def erase(self, shutdown: bytes) -> bytes | None:
         """Erase the function of this shutdown token, and what is known of its sessions, overwriting both on disk.
 
         Gives the hash that its sessions are known by, or None where the token opens nothing."""
-        row = self._one(
-            "SELECT invocation_hash FROM functions WHERE shutdown_hash = ?",
-            self._hash(tokens.SHUTDOWN, shutdown),
-        )
-        if row is None:
-            return None
-        self._db.execute("BEGIN IMMEDIATE")
-        self._db.execute("DELETE FROM functions WHERE invocation_hash = ?", row)
-        self._db.execute("DELETE FROM sessions WHERE invocation_hash = ?", row)
-        self._db.execute("COMMIT")
-        # The log still holds the old pages: move the overwritten ones into the file, and cut the log.
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        return bytes(row[0])
+        erased = self._erase_where("shutdown_hash = ?", self._hash(tokens.SHUTDOWN, shutdown))
+        return erased[0] if erased else None
+
+    def erase_public(self, public_id: str) -> bytes | None:
+        """The same for the operator, who knows no token: by the id that an abuse report names."""
+        erased = self._erase_where("public_id = ?", public_id)
+        return erased[0] if erased else None
 
     def count_functions(self) -> int:
         """How many are kept."""
@@ -147,8 +184,8 @@ class Store:
         try:
             started = self._db.execute(
                 "INSERT INTO sessions SELECT ?, ?, NULL, ? WHERE EXISTS"
-                " (SELECT 1 FROM functions WHERE invocation_hash = ?)",
-                (self._hash(tokens.SESSION, session), function, int(time.time() // 3600), function),
+                " (SELECT 1 FROM functions WHERE invocation_hash = ? AND expires_day > ?)",
+                (self._hash(tokens.SESSION, session), function, int(self._clock() // _HOUR_S), function, self._today()),
             )
         except sqlite3.IntegrityError:
             return False
@@ -170,9 +207,15 @@ class Store:
     def sweep(self) -> int:
         """At start: what a crash left running is lost; what is old is forgotten. Gives the number lost."""
         lost = self._db.execute("UPDATE sessions SET outcome = 'lost' WHERE outcome IS NULL").rowcount
-        oldest = int(time.time() // 3600) - _SESSION_KEPT_HOURS
-        self._db.execute("DELETE FROM sessions WHERE started_hour < ?", (oldest,))
+        self._db.execute(blobs.SWEEP)
+        self.sweep_old()
         return lost
+
+    def sweep_old(self) -> int:
+        """Erase functions whose days are over, and what became of sessions long ago. Gives the number of functions."""
+        oldest = int(self._clock() // _HOUR_S) - _SESSION_KEPT_HOURS
+        self._db.execute("DELETE FROM sessions WHERE started_hour < ? AND outcome IS NOT NULL", (oldest,))
+        return len(self._erase_where("expires_day <= ?", self._today()))
 
     # ------------------------------------------------------------------------------------------------------
 
@@ -187,7 +230,27 @@ class Store:
     def _hash(self, role: str, token: bytes) -> bytes:
         return tokens.token_hash(role, self._box, token)
 
-    def _one(self, query: str, *values: bytes) -> tuple[Any, ...] | None:
+    def _today(self) -> int:
+        return int(self._clock() // _DAY_S)
+
+    def _expires_day(self) -> int:
+        return self._today() + self._function_days
+
+    def _erase_where(self, condition: str, *values: bytes | str | int) -> list[bytes]:
+        """Erase functions, and what is known of their sessions, overwriting both; gives the functions' hashes."""
+        found = self._db.execute(f"SELECT invocation_hash FROM functions WHERE {condition}", values).fetchall()  # noqa: S608 - our own words
+        if not found:
+            return []
+        self._db.execute("BEGIN IMMEDIATE")
+        for row in found:
+            self._db.execute("DELETE FROM functions WHERE invocation_hash = ?", row)
+            self._db.execute("DELETE FROM sessions WHERE invocation_hash = ?", row)
+        self._db.execute("COMMIT")
+        # The log still holds the old pages: move the overwritten ones into the file, and cut the log.
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return [bytes(row[0]) for row in found]
+
+    def _one(self, query: str, *values: bytes | int) -> tuple[Any, ...] | None:
         with closing(self._db.execute(query, values)) as cursor:
             row: tuple[Any, ...] | None = cursor.fetchone()
             return row

@@ -21,6 +21,7 @@ from bento_tor.protocol.connection import NEED_DATA, Connection, EndOfStream, Ro
 from bento_tor.server.desk import Desk
 from bento_tor.server.sessions import Call, Session
 from bento_tor.server.store import Saved
+from bento_tor.server.tokens import public_id
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,9 @@ class Visit:
         self._connection = Connection(Role.BOX)
         self._uploads: dict[int, tuple[m.Store, bytearray]] = {}
         self._open: dict[int, Reading] = {}
+        # What this connection has stored and started: each has its quota.
+        self._stored: set[bytes] = set()
+        self._started: list[Session] = []
         self._drain = asyncio.Lock()
 
     async def run(self) -> None:
@@ -95,7 +99,7 @@ class Visit:
             case m.Hello():
                 await self._hello(message)
             case m.GetPolicy():
-                await self.send(m.Policy(self._desk.policy_document))
+                await self.send(self._desk.policy_message)
             case m.Store():
                 await self._begin_upload(message)
             case m.Chunk():
@@ -118,7 +122,7 @@ class Visit:
         if hello.policy != self._desk.policy_digest:
             await self.send(
                 m.Refused(0, m.Code.POLICY, "read this box's policy first"),
-                m.Policy(self._desk.policy_document),
+                self._desk.policy_message,
             )
 
     # --- storing ----------------------------------------------------------------------------------------------
@@ -130,6 +134,10 @@ class Visit:
             reasons = [error.message]
         if reasons:
             await self._refuse(store.channel, m.Code.MANIFEST, "; ".join(reasons))
+            return
+        most = self._desk.policy.functions_per_connection
+        if len(self._stored) + len(self._uploads) >= most:
+            await self._refuse(store.channel, m.Code.FULL, f"this box keeps {most} functions of one connection")
             return
         if not self._desk.reserve(store.size):
             await self._refuse(store.channel, m.Code.FULL, "this box takes as many uploads at once as it can")
@@ -152,14 +160,18 @@ class Visit:
             return
         saved = await self._desk.save(store.invocation, store.shutdown, store.manifest, bytes(source))
         if saved is Saved.DONE:
-            await self.send(m.Stored(channel))
+            function_hash = self._desk.function_hash(store.invocation)
+            self._stored.add(function_hash)
+            await self.send(m.Stored(channel, public_id(function_hash)))
         elif saved is Saved.FULL:
             await self._refuse(channel, m.Code.FULL, "this box keeps as many functions as it can")
         else:
             await self._refuse(channel, m.Code.TOKEN, _OPENS_NOTHING)
 
     async def _shutdown(self, shutdown: m.Shutdown) -> None:
-        if await self._desk.erase(shutdown.shutdown):
+        maybe_hash = await self._desk.erase(shutdown.shutdown)
+        if maybe_hash is not None:
+            self._stored.discard(maybe_hash)
             await self.send(m.Gone(shutdown.channel))
         else:
             await self._refuse(shutdown.channel, m.Code.TOKEN, _OPENS_NOTHING)
@@ -175,7 +187,12 @@ class Visit:
         if reasons := document.misfits(manifest, self._desk.policy):
             await self._refuse(execute.channel, m.Code.MANIFEST, "; ".join(reasons))
             return
-        call = Call(execute.call, execute.arguments, stored.source)
+        self._started = [session for session in self._started if session.maybe_outcome is None]
+        most = self._desk.policy.sessions_per_connection
+        if len(self._started) >= most and self._desk.maybe_session(execute.session) is None:
+            await self._refuse(execute.channel, m.Code.FULL, f"this box runs {most} functions of one connection")
+            return
+        call = Call(execute.call, execute.arguments, stored.source, manifest.egress, manifest.hosts)
         try:
             known = await self._desk.start(execute.session, execute.invocation, call, manifest)
         except SandboxError as error:
@@ -185,6 +202,8 @@ class Visit:
         if known is None:
             await self._refuse(execute.channel, m.Code.FULL, "this box runs as many functions as it can")
         else:
+            if not known and (session := self._desk.maybe_session(execute.session)) is not None:
+                self._started.append(session)
             await self.send(m.Started(execute.channel, known))
 
     async def _attach(self, open_: m.Open) -> None:

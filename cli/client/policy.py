@@ -8,6 +8,7 @@ import msgspec
 from bento_tor.cli import ui
 from bento_tor.cli.client.reach import Reach, box_option, pass_reach
 from bento_tor.cli.options import json_option
+from bento_tor.cli.policy import print_policy
 
 
 @click.command()
@@ -15,14 +16,12 @@ from bento_tor.cli.options import json_option
 @json_option
 @pass_reach
 def command(box_address: str, as_json: bool, reach: Reach) -> None:
-    """Fetch and print the policy of a box."""
+    """Fetch and print the policy of a box, its digest, and whether the onion address signed it.
+
+    Two users who see different digests at the same time have been shown different policies."""
     with ui.progress(f"asking {box_address}"), reach.box(box_address, remember=False) as box:
         policy = box.policy()
-    fields = msgspec.to_builtins(policy)
-    if as_json:
-        ui.result_json(fields)
-        return
-    for name, value in {**fields, **{f"limits.{key}": v for key, v in fields.pop("limits").items()}}.items():
-        if name != "limits":
-            text = ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
-            ui.result(f"{name:<22} {ui.escape(text)}")
+        facts = {"digest": box.policy_digest.hex(), "signed": box.policy_signed}
+    print_policy(msgspec.to_builtins(policy) | facts, as_json=as_json)
+    if box.policy_signed is False:
+        ui.warn("nobody has signed this policy: the relay's tor has the key of the onion address, and cannot")

@@ -17,7 +17,7 @@ from bento_tor.client.box import Box, connect
 from bento_tor.client.keyring import Kept, KeptSession
 from bento_tor.client.route import DEFAULT_SOCKS, parse_address
 from bento_tor.client.tickets import Ticket
-from bento_tor.errors import ConfigError
+from bento_tor.errors import ConfigError, RemoteProtocolError
 from bento_tor.policy.document import Policy
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -68,17 +68,26 @@ class Reach:
         """The box at `address`, to be entered. A policy that is new is told to the user, and remembered."""
         if parse_address(address).route == "direct":
             ui.warn("this is a direct connection, not through Tor: for tests only")
-        known = keyring.read().policies.get(address)
+        kept = keyring.read()
+        known, was_signed = kept.policies.get(address), address in kept.signed
 
         def accept(policy: Policy, digest: bytes) -> None:
             del policy
+            # Whoever cannot forge a signature could leave it out.
+            if was_signed and not box.policy_signed:
+                raise RemoteProtocolError(
+                    f"the policy of {address} was signed, and is not any more: it is not used",
+                    hint="ask its operator; if that is right, remove the box from 'signed' in your keyring",
+                )
             if known is not None:
                 ui.warn(f"the policy of {address} has changed; see 'bento-tor client policy'")
             if remember:
                 with keyring.changing() as ring:
                     ring.policies[address] = digest
+                    if box.policy_signed and address not in ring.signed:
+                        ring.signed.append(address)
 
-        return connect(
+        box = connect(
             address,
             socks=self._find_socks(),
             identity=self._identity,
@@ -86,6 +95,7 @@ class Reach:
             policy_digest=known,
             accept=accept,
         )
+        return box
 
     def _find_socks(self) -> str:
         if self._socks is not None:

@@ -50,8 +50,10 @@ def command(file: str, name: str | None, no_keyring: bool, box_address: str, as_
     invocation = str(Ticket(box_address, "invocation", stored.invocation))
     shutdown = str(Ticket(box_address, "shutdown", stored.shutdown_token or b""))
     if as_json:
-        ui.result_json({"name": maybe_name, "box": box_address, "invocation": invocation, "shutdown": shutdown})
+        facts = {"name": maybe_name, "box": box_address, "public_id": stored.public_id}
+        ui.result_json(facts | {"invocation": invocation, "shutdown": shutdown})
         return
     ui.result(f"stored as {maybe_name}" if maybe_name else "stored")
     ui.result(f"  invocation  {invocation}")
     ui.result(f"  shutdown    {shutdown}")
+    ui.result(f"  public id   {ui.escape(stored.public_id)}")

@@ -17,7 +17,10 @@ import pytest
 
 from bento_tor.client import Box, connect
 
-CONFIG = """
+# Sandboxes that wait ready in a box that runs nothing.
+READY = 2
+CONFIG = f"""
+ready = {READY}
 [policy]
 host_stats = "full"
 sessions = 6
@@ -71,6 +74,12 @@ class RunningBox:
         self.process.stdout.close()
         self.log.close()
         return status
+
+
+@pytest.fixture
+def ready_sandboxes() -> int:
+    """How many sandboxes a box has that runs nothing."""
+    return READY
 
 
 @pytest.fixture(scope="session")

@@ -149,7 +149,9 @@ def test_what_an_older_reader_acknowledges_late_takes_nothing_from_the_newer_one
         function.shutdown()
 
 
-def test_an_erased_function_does_not_run_though_it_was_just_being_started(box, raw, eventually) -> None:
+def test_an_erased_function_does_not_run_though_it_was_just_being_started(
+    box, raw, eventually, ready_sandboxes
+) -> None:
     for delay_s in (0, 0.01, 0.02, 0.03):
         with box.connect() as there:
             function = there.upload(parse("g", "def g():\n    api.recv()"))
@@ -158,7 +160,7 @@ def test_an_erased_function_does_not_run_though_it_was_just_being_started(box, r
             time.sleep(delay_s)
             function.shutdown()
             client.next()
-    eventually(lambda: sandboxes(box) == 0, within_s=5)
+    eventually(lambda: sandboxes(box) == ready_sandboxes)
 
 
 def test_padding_from_a_client_takes_its_place_in_the_input(box, raw) -> None:

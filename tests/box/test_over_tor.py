@@ -63,6 +63,8 @@ def test_a_hundred_megabytes_over_an_onion_arrive_whole(tor_network: Network, ne
     socks = str(tor_network.client.socks)
     check_reachable(tor_network.client.socks, running.told["address"], 80, timeout_s=60)
     with connect(running.told["address"], socks=socks, timeout_s=60) as box:
+        box.policy()
+        assert box.policy_signed is True, "the address itself vouches for the policy"
         session = box.run(flood)
         for number in range(100):
             assert session.maybe_receive() == bytes([number]) * 10**6
@@ -112,6 +114,7 @@ def test_setup_relay_shows_does_repeats_and_undoes(tor_network: Network, short_p
         check_reachable(tor_network.client.socks, told["address"], 80, timeout_s=60)
         with connect(told["address"], socks=str(tor_network.client.socks), timeout_s=60) as box:
             assert list(box.run(load("hello"))) == [b"hello world"]
+            assert box.policy_signed is False, "the relay's tor has the key, and cannot sign"
     finally:
         process.terminate()
         assert process.wait(timeout=30) == 0
@@ -161,3 +164,57 @@ def test_setup_relay_of_a_tor_that_is_not_there_says_what_it_tried(bento: Bento,
     assert done.returncode == 4 and f"{short_path}/none" in done.stderr
     client_only = bento("setup-relay", "--control", "127.0.0.1:1")
     assert client_only.returncode == 4
+
+
+def test_egress_through_tor_reaches_an_onion_and_nothing_of_the_host(
+    tor_network: Network, short_path: Path, new_box
+) -> None:
+    """serve with its three processes: a function's requests go through the broker and a circuit of their own."""
+    socks = str(tor_network.client.socks)
+    config = f'socks = "{socks}"\n[policy]\negress = ["tor"]\n'
+    running = new_box("--publish", "--control", str(tor_network.client.control), config=config)
+    check_reachable(tor_network.client.socks, running.told["address"], 80, timeout_s=60)
+    text = """# /// script
+# [tool.bento]
+# entry = "knock"
+# egress = "tor"
+# ///
+import socket
+def knock(onion):
+    with socket.create_connection((onion, 80), timeout=60) as sock:
+        sock.sendall(b"\\xff\\xff\\xff\\xff")
+        api.send(b"Refused" if b"Refused" in sock.recv(4096) else b"nothing")
+    for host, port in (("127.0.0.1", 9051), ("192.0.2.2", 80), ("169.254.169.254", 80)):
+        try:
+            socket.create_connection((host, port), timeout=20).close()
+            api.send("reached " + host)
+        except OSError as error:
+            api.send(type(error).__name__)
+"""
+    with connect(running.told["address"], socks=socks, timeout_s=60) as box:
+        session = box.run(parse("knock", text), make_call("knock", running.told["address"]))
+        messages = [message.decode() for message in session]
+        assert session.wait().word == "returned", session.wait()
+    assert messages[0] == "Refused"  # the box's own protocol, reached through its onion address
+    assert len(messages) == 4 and not any("reached" in message for message in messages), messages
+
+
+def test_exit_egress_is_closed_where_the_policy_does_not_open_it(tor_network: Network, new_box) -> None:
+    config = f'relay = "{tor_network.exits[0].control}"\n[policy]\negress = ["exit"]\n'
+    running = new_box(config=config)
+    text = """# /// script
+# [tool.bento]
+# egress = "exit"
+# ///
+import socket
+def f():
+    for host in ("127.0.0.1", "10.0.0.1", "192.0.2.2", "::1"):
+        try:
+            socket.create_connection((host, 80), timeout=20).close()
+            api.send("reached " + host)
+        except OSError as error:
+            api.send(str(error))
+"""
+    with running.connect() as box:
+        messages = [message.decode() for message in box.run(parse("f", text))]
+    assert len(messages) == 4 and not any("reached" in message for message in messages), messages

@@ -74,4 +74,4 @@ def test_a_demo_touches_nothing_in_a_folder_that_is_not_its_own(tmp_path: Path) 
 def test_limits_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "box.toml").write_text("policy.limits.memory_bytes = -1")
     done = shell(f"$BENTO serve --config {tmp_path}/box.toml --state {tmp_path}/s", tmp_path)
-    assert done.returncode == 3 and "policy.limits.memory_bytes must be at least 1" in done.stderr
+    assert done.returncode == 3 and "policy.limits.memory_bytes: must be at least 1" in done.stderr

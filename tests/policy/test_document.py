@@ -9,6 +9,7 @@ from bento_tor.policy import document
 from bento_tor.policy.document import Policy
 from bento_tor.policy.limits import MIB, Limits
 from bento_tor.policy.manifest import Manifest
+from bento_tor.protocol.messages import MAX_POLICY_BYTES
 
 POLICY = Policy(limits=Limits(memory_bytes=128 * MIB, wall_s=60), host_stats="coarse")
 
@@ -55,3 +56,35 @@ def test_equal_policies_have_equal_bytes_and_others_do_not() -> None:
 def test_bytes_that_are_no_policy_are_refused() -> None:
     with pytest.raises(ConfigError):
         document.decode(b"\x81\xa6colour\x01")
+
+
+def test_what_a_function_needs_and_keeps_is_matched_too() -> None:
+    asked = Manifest(disk=64, store=True, packages=("requests", "numpy"))
+    assert document.misfits(asked, Policy(packages=("requests",))) == [
+        "asks for 64 MiB of disk; this box gives 16 MiB",
+        "asks for storage; this box keeps no data of functions",
+        "needs the packages numpy; this box has requests",
+    ]
+    offered = Policy(packages=("numpy", "requests"), store_bytes=1, limits=Limits(data_bytes=64 * MIB))
+    assert document.misfits(asked, offered) == []
+    assert document.limits_for(Manifest(disk=2), Policy()).data_bytes == 16 * MIB
+
+
+def test_the_largest_policy_fits_a_message() -> None:
+    word = "é" * 80
+    largest = Policy(
+        images=("x" * 64,) * 32,
+        tor=("x" * 64,) * 32,
+        packages=("x" * 64,) * 128,
+        egress_rules=("accept6 [2001:4860:4860:1111:2222:3333:4444:5555]/128:10000-65535",) * 128,
+        contact=word * 3,
+        terms="\U0001f9c5" * 4096,
+    )
+    written = document.encode(largest)
+    assert document.decode(written) == largest and len(written) <= MAX_POLICY_BYTES
+
+
+@pytest.mark.parametrize("limits", [Limits(wall_s=0), Limits(pids=-1), Limits(memory_bytes=0)])
+def test_a_limit_that_is_none_is_no_policy(limits: Limits) -> None:
+    with pytest.raises(ValueError, match="must be at least 1"):
+        Policy(limits=limits)

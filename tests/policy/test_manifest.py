@@ -73,3 +73,25 @@ def test_bytes_that_are_no_manifest_are_refused(data: bytes) -> None:
 @pytest.mark.parametrize("name", resources.shipped_functions())
 def test_each_function_that_ships_has_a_manifest_with_an_entry(name: str) -> None:
     assert manifest.read(resources.read_text("functions", f"{name}.py")).entry
+
+
+DEPENDENCIES = "# /// script\n# dependencies = {}\n# [tool.bento]\n# store = true\n# ///\n"
+
+
+def test_dependencies_are_read_by_their_names() -> None:
+    written = '["Requests>=2", "Py_Socks[x]==1.7", "a.b ; python_version > \'3\'", "x @ https://example.org/x.whl"]'
+    found = manifest.read(DEPENDENCIES.format(written))
+    assert found.packages == ("requests", "py-socks", "a-b", "x") and found.store
+
+
+@pytest.mark.parametrize("written", ["3", '"requests"', "[1]", '["-x"]', '["a b"]', '[""]', '["' + "a" * 99 + '"]'])
+def test_dependencies_that_are_none_are_refused(written: str) -> None:
+    with pytest.raises(ConfigError, match="the function's manifest"):
+        manifest.read(DEPENDENCIES.format(written))
+
+
+def test_packages_come_from_the_dependencies_alone() -> None:
+    with pytest.raises(ConfigError, match="names packages"):
+        manifest.read("# /// script\n# [tool.bento]\n# packages = ['x']\n# ///\n")
+    with pytest.raises(ConfigError, match="not TOML"):
+        manifest.read("# /// script\n# x = 1" + "0" * 5000 + "\n# ///\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bento_tor.errors import ConfigError
+from bento_tor.server import tokens
 from bento_tor.server.store import Saved, Store, StoredFunction
 
 BOX = "a" * 56 + ".onion"
@@ -133,3 +134,72 @@ def test_a_database_of_the_future_is_refused(path: Path) -> None:
     store.close()
     with pytest.raises(ConfigError, match="version 99"):
         open_store(path)
+
+
+class Clock:
+    """Days that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 20_000 * 86_400.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def pass_days(self, days: float) -> None:
+        self.now_s += days * 86_400
+
+
+def test_a_function_expires_and_is_off_the_disk_after_the_sweep(path: Path) -> None:
+    clock, invocation, kept = Clock(), token(), token()
+    store = Store(path, BOX, max_functions=10, function_days=3, clock=clock)
+    store.save(invocation, token(), b"m", SECRET)
+    sealed = store._one("SELECT key_slot FROM functions")
+    clock.pass_days(2)
+    store.save(kept, token(), b"m", SECRET)
+    assert store.maybe_load(invocation) is not None
+    clock.pass_days(1)
+    # Before the sweep has come by, too: expired is unknown.
+    assert store.maybe_load(invocation) is None
+    assert not store.begin_session(token(), invocation)
+    assert sealed is not None and sealed[0] in disk(path)
+    assert store.sweep_old() == 1
+    assert sealed[0] not in disk(path)
+    assert store.maybe_load(kept) is not None and store.count_functions() == 1
+
+
+def test_storing_it_again_makes_it_live_longer(path: Path) -> None:
+    clock, invocation, shutdown = Clock(), token(), token()
+    store = Store(path, BOX, max_functions=1, function_days=3, clock=clock)
+    store.save(invocation, shutdown, b"m", SECRET)
+    clock.pass_days(2)
+    assert store.save(invocation, shutdown, b"m", SECRET) is Saved.DONE
+    clock.pass_days(2)
+    assert store.maybe_load(invocation) is not None
+    clock.pass_days(9)
+    assert store.save(invocation, shutdown, b"m", SECRET) is Saved.DONE, "its own token is free again"
+    assert store.maybe_load(invocation) is not None
+
+
+def test_an_hourly_sweep_loses_no_session_that_runs(path: Path) -> None:
+    clock, running, ended, invocation = Clock(), token(), token(), token()
+    store = Store(path, BOX, max_functions=1, function_days=9, clock=clock)
+    store.save(invocation, token(), b"m", SECRET)
+    store.begin_session(running, invocation)
+    store.begin_session(ended, invocation)
+    store.end_session(store.session_hash(ended), "returned")
+    clock.pass_days(3)
+    assert store.sweep_old() == 0
+    assert store.maybe_outcome(store.session_hash(ended)) is None
+    store.end_session(store.session_hash(running), "returned")
+    assert store.maybe_outcome(store.session_hash(running)) == "returned"
+
+
+def test_the_public_id_erases_and_opens_nothing(path: Path) -> None:
+    store, invocation, shutdown = open_store(path), token(), token()
+    store.save(invocation, shutdown, b"m", SECRET)
+    name = tokens.public_id(store.function_hash(invocation))
+    assert len(name) == 16 and name.isalnum()
+    assert store.maybe_load(name.encode()) is None and store.erase(name.encode()) is None
+    assert store.erase_public("a" * 16) is None and store.erase_public("' OR 1 --") is None
+    assert store.erase_public(name) == store.function_hash(invocation)
+    assert store.maybe_load(invocation) is None and store.erase(shutdown) is None

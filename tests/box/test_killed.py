@@ -1,0 +1,207 @@
+"""A box killed at random moments of a workload: what it acknowledged is there, what it did not is whole or absent.
+
+Eight moments by default; fifty with BENTO_TOR_SOAK=1.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bento_tor.client import Box, parse
+from bento_tor.client.source import Source, make_call
+from bento_tor.errors import BentoError, Refused
+from bento_tor.protocol import messages as m
+from bento_tor.sandbox.cgroups import PREFIX
+
+pytestmark = pytest.mark.sandbox
+
+MOMENTS = 50 if os.environ.get("BENTO_TOR_SOAK") else 8
+CONFIG = """
+[policy]
+sessions = 6
+functions_per_connection = 1000
+functions = 100000
+[policy.limits]
+wall_s = 20
+memory_bytes = 67108864
+"""
+MARK = "a text that must not be on the disk"
+
+
+@dataclass
+class Tried:
+    """One function that a client tried to store, and what it was told."""
+
+    source: Source
+    answer: bytes
+    invocation: bytes = field(default_factory=lambda: os.urandom(32))
+    shutdown: bytes = field(default_factory=lambda: os.urandom(32))
+    session: bytes = field(default_factory=lambda: os.urandom(32))
+    stored: bool = False
+    started: bool = False
+    ended: bool = False
+
+
+def new_function() -> Tried:
+    answer = os.urandom(8).hex()
+    # Now and then one of many pages, so that a commit takes its time.
+    filler = "#" + "x" * random.choice((10, 1000, 200_000)) + "\n"
+    return Tried(parse("f", f"{filler}# {MARK}\ndef f(): return '{answer}'"), answer.encode())
+
+
+def store(box: Box, tried: Tried) -> None:
+    """Store under the tokens given; `Box.upload` makes its own."""
+    from bento_tor.client.box import _upload
+
+    channel = box._wire.new_channel()
+    box._fly([*_upload(channel, tried.invocation, tried.shutdown, tried.source)])
+    box._finish(channel, m.Stored)
+    tried.stored = True
+
+
+def run(box: Box, tried: Tried) -> None:
+    """Start and read to the end, under the session token given."""
+    from bento_tor.client.session import Session
+
+    channel, call = box._wire.new_channel(), make_call("f")
+    box._fly(
+        [
+            m.Execute(channel, tried.invocation, tried.session, call.name, call.arguments),
+            m.Open(channel, tried.session, 0),
+        ]
+    )
+    session = Session(box._wire, channel, tried.session)
+    session.wait_attached()
+    tried.started = True
+    messages = list(session)
+    tried.ended = session.wait().word == "returned"
+    # Where the keeper was killed first, the box still says that the session is lost.
+    assert messages == [tried.answer] if tried.ended else session.wait().word == "lost", session.wait().word
+
+
+def work(connect: Callable[[], Box], tries: list[Tried]) -> None:
+    """Upload and run until the box goes."""
+    with suppress(BentoError, OSError), connect() as box:
+        while True:
+            tried = new_function()
+            tries.append(tried)
+            store(box, tried)
+            if random.random() < 0.3:
+                run(box, tried)
+
+
+def leftovers(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run; psutil tells a process from a later one with its number."""
+    left = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                left.append(process)
+    return left
+
+
+def cgroups_of(keeper: int) -> list[str]:
+    """The groups that this keeper made, wherever the host keeps them."""
+    return [
+        name
+        for _, children, _ in os.walk("/sys/fs/cgroup")
+        for name in children
+        if name.startswith(f"{PREFIX}{keeper}-")
+    ]
+
+
+def test_what_was_acknowledged_outlives_a_kill_at_any_moment(new_box, eventually) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    moments, tries = random.Random(seed), []
+    running = new_box(config=CONFIG)
+    for _ in range(MOMENTS):
+        mounts = Path("/proc/self/mountinfo").read_text()
+        this_time: list[Tried] = []
+        workers = [threading.Thread(target=work, args=(running.connect, this_time)) for _ in range(3)]
+        for worker in workers:
+            worker.start()
+        time.sleep(moments.uniform(0.0, 0.6))
+        processes = [psutil.Process(running.process.pid), *running.children()]
+        kill(running, moments)
+        for worker in workers:
+            worker.join(timeout=60)
+            assert not worker.is_alive()
+        eventually(lambda left=processes: not leftovers(left))
+        check_disk(running.state, [*tries, *this_time])
+        running = new_box(config=CONFIG)
+        # The next box takes away what a killed one could not.
+        assert not cgroups_of(processes[0].pid)
+        assert Path("/proc/self/mountinfo").read_text() == mounts
+        check_functions(running, this_time)
+        tries += this_time
+    assert sum(tried.stored for tried in tries) > MOMENTS, "the workload did not work"
+    check_functions(running, [tried for tried in random.Random(seed).sample(tries, 10) if tried.stored])
+    assert running.stop() == 0
+    check_disk(running.state, tries)
+
+
+def kill(running, moments: random.Random) -> None:
+    """Keeper first, box first, or both at once: as the machine would."""
+    victim = running.process.pid
+    with suppress(psutil.Error):
+        # By name: its number may have wrapped round since the first child.
+        box = next(child for child in psutil.Process(victim).children() if child.name() != "bwrap")
+        if moments.random() < 0.5:
+            victim = box.pid
+    os.kill(victim, signal.SIGKILL)
+    running.process.wait(timeout=30)
+
+
+def check_functions(running, tries: list[Tried]) -> None:
+    """Every acknowledged one is there and runs; any other can be stored by its tokens, and then runs."""
+    with running.connect() as box:
+        for tried in tries:
+            if tried.started:
+                # Never a second time: either its end is known, or it is lost.
+                session = box.attach(tried.session)
+                assert session.wait().word in (("returned",) if tried.ended else ("returned", "lost"))
+            if tried.stored:
+                tried_again = box.function(tried.invocation).start(make_call("f"))
+                assert list(tried_again) == [tried.answer]
+            else:
+                # Wholly there or wholly absent: either way the same tokens store it.
+                store(box, tried)
+            tried.session = os.urandom(32)
+            tried.started = tried.ended = False
+            if tried is tries[-1]:
+                run(box, tried)
+                tried.started = False
+    with running.connect() as box, pytest.raises(Refused):
+        box.attach(os.urandom(32)).wait()
+
+
+def check_disk(state: Path, tries: list[Tried]) -> None:
+    """No partial row, and neither text nor tokens in any file of the stopped box."""
+    files = [path for path in state.rglob("*") if path.is_file()]
+    data = b"".join(path.read_bytes() for path in files)
+    secrets = [MARK.encode(), b"must not be on", *(tried.answer for tried in tries)]
+    secrets += [token for tried in tries for token in (tried.invocation, tried.shutdown, tried.session)]
+    for secret in secrets:
+        assert secret not in data and secret.hex().encode() not in data
+    # A copy: reading a database that was killed mends it, which is the next box's business.
+    copy = state.parent / "copy"
+    shutil.copytree(state / "box", copy)
+    with closing(sqlite3.connect(copy / "box.db")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        partial = "SELECT count(*) FROM functions WHERE length(key_slot) != 60 OR length(body) < 28"
+        assert database.execute(partial).fetchone() == (0,)
+    shutil.rmtree(copy)
