@@ -28,8 +28,13 @@ format: setup
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
+# The long forms of long checks: a box killed at 50 moments, 1000 random exit policies against the kernel.
+soak: setup
+	@BENTO_TOR_SOAK=1 $(VENV)/bin/python -Im pytest tests/box/test_killed.py tests/egress/test_kernel.py
+
 bench: setup
 	@$(VENV)/bin/python bench/network_up.py
+	@$(VENV)/bin/python bench/sandbox.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
