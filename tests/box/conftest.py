@@ -30,6 +30,14 @@ memory_bytes = 67108864
 """
 
 
+def name_of(process: psutil.Process) -> str:
+    """Its name; empty where it ended since it was listed."""
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
 class RunningBox:
     """`bento-tor serve` as a user starts it."""
 
@@ -61,6 +69,15 @@ class RunningBox:
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
+
+    def reader(self) -> psutil.Process:
+        """The process that reads from clients: the oldest child that is no sandbox. (Numbers wrap round.)"""
+        found = [child for child in psutil.Process(self.process.pid).children() if name_of(child) not in ("bwrap", "")]
+        return min(found, key=lambda child: child.create_time())
+
+    def sandboxes(self) -> int:
+        """How many run or wait ready."""
+        return sum(name_of(child) == "bwrap" for child in psutil.Process(self.process.pid).children())
 
     def kill(self) -> None:
         """As the machine would: no time to tidy up."""

@@ -158,8 +158,7 @@ def kill(running, moments: random.Random) -> None:
     """Keeper first, box first, or both at once: as the machine would."""
     victim = running.process.pid
     with suppress(psutil.Error):
-        # By name: its number may have wrapped round since the first child.
-        box = next(child for child in psutil.Process(victim).children() if child.name() != "bwrap")
+        box = running.reader()
         if moments.random() < 0.5:
             victim = box.pid
     os.kill(victim, signal.SIGKILL)

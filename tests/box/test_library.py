@@ -176,7 +176,7 @@ def test_a_reader_that_is_slow_slows_its_own_function_only(box) -> None:
     with box.connect() as slow, box.connect() as quick:
         session = slow.run(flood)
         assert [list(quick.run(ECHO_ONCE)) for _ in range(3)] == [[b"x"]] * 3
-        assert sum(process.memory_info().rss for process in box.children()) < 400 * 2**20
+        assert box.reader().memory_info().rss < 200 * 2**20
         session.end()
         assert session.wait().word == "killed:user"
 
