@@ -108,7 +108,7 @@ def data_dir() -> Path:
     """Where bento-tor keeps what must last: /var/lib/bento-tor as root, the user's data folder otherwise."""
     if os.geteuid() == 0:
         return Path("/var/lib/bento-tor")
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "bento-tor"
+    return user_dir()
 
 
 def user_dir() -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bento_tor import resources
+from bento_tor.config import data_dir
 from bento_tor.errors import ConfigError, SandboxError
 
 # Never the interpreter that runs us: it may be under a private home, which cannot be shown to another user
@@ -55,10 +55,7 @@ class Image:
 
 def default_dir() -> Path:
     """Where images are kept when nobody says otherwise."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/bento-tor/images")
-    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser() / "bento-tor" / "images"
+    return data_dir() / "images"
 
 
 def build(name: str, images_dir: Path, report: Callable[[str], None]) -> Image:
