@@ -154,7 +154,8 @@ class Jail:
                 _limit_processes(cell.pid, limits)
             plumbing.release.write(b"\n")
         except BaseException as why:
-            died = cell.ended
+            # Its first process may end before we have hold of it, and bubblewrap itself a moment later.
+            died = cell.ended or isinstance(why.__cause__, ProcessLookupError)
             # Before `release` is closed: that, too, lets the process go on.
             cell.kill(Kind.LOST)
             failure = plumbing.failure() if died or isinstance(why, OSError) else None
