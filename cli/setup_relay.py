@@ -73,7 +73,8 @@ def _set_up(
 ) -> None:
     from bento_tor.controller import address, relay
     from bento_tor.controller.endpoints import Endpoint
-    from bento_tor.server.state import maybe_relay, write_relay
+    from bento_tor.controller.onion import load_or_mint_seed
+    from bento_tor.server.state import maybe_relay, onion_seed, write_relay
 
     found = relay.read_settings(tor)
     earlier = maybe_relay(state)
@@ -91,6 +92,7 @@ def _set_up(
     # What was there before the first set-up is what --undo puts back, however often this runs.
     before = earlier.before if earlier is not None else found
     added_address = added_address or (earlier is not None and earlier.added_address)
+    relay.place_key(found, load_or_mint_seed(onion_seed(state)))
     relay.apply(tor, change)
     try:
         record = relay.SetUp(

@@ -13,6 +13,7 @@ import re
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -103,6 +104,59 @@ def expanded_key(seed: bytes) -> bytes:
 def service_key_file(seed: bytes) -> bytes:
     """What a HiddenServiceDir's `hs_ed25519_secret_key` holds for this seed."""
     return b"== ed25519v1-secret: type0 ==".ljust(32, b"\0") + expanded_key(seed)
+
+
+def public_key_file(seed: bytes) -> bytes:
+    """What its `hs_ed25519_public_key` holds."""
+    public = Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
+    return b"== ed25519v1-public: type0 ==".ljust(32, b"\0") + public
+
+
+def maybe_place_key(folder: Path, seed: bytes) -> bool:
+    """Make a HiddenServiceDir at `folder` with this key in it, for the owner of the folder above: tor takes a key that
+    is there. False: there is one already, or this is not a place that we can write to; tor's own key serves then.
+
+    Raises ConfigError where it fails half-way; nothing of it is left."""
+    try:
+        above = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        return _place_key(above, folder.name, seed)
+    except OSError as why:
+        raise ConfigError(f"the onion key cannot be put into {folder}: {why.strerror}") from why
+    finally:
+        os.close(above)
+
+
+def _place_key(above: int, name: str, seed: bytes) -> bool:
+    """By descriptors only: tor's user owns the folder above, and must not be able to lead root's writing elsewhere."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=above)
+    except (FileExistsError, PermissionError):
+        return False
+    inside = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+    files = {"hs_ed25519_secret_key": service_key_file(seed), "hs_ed25519_public_key": public_key_file(seed)}
+    try:
+        owner = os.fstat(above)
+        for file, content in files.items():
+            fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=inside)
+            with os.fdopen(fd, "wb") as out:
+                out.write(content)
+                os.fchown(fd, owner.st_uid, owner.st_gid)
+                out.flush()
+                os.fsync(fd)
+        os.fchown(inside, owner.st_uid, owner.st_gid)
+        os.fsync(inside)
+    except OSError:
+        for file in files:
+            with suppress(FileNotFoundError):
+                os.unlink(file, dir_fd=inside)
+        os.rmdir(name, dir_fd=above)
+        raise
+    finally:
+        os.close(inside)
+    return True
 
 
 def is_onion_address(text: str) -> bool:

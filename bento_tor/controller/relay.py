@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from bento_tor.controller.onion import is_onion_address, wait_uploaded
+from bento_tor.controller.onion import is_onion_address, maybe_place_key, wait_uploaded
 from bento_tor.controller.policy import maybe_exit_policy
 from bento_tor.controller.tor import Tor
 from bento_tor.errors import ConfigError, TorError, TorTimeout
@@ -118,6 +118,12 @@ def apply(tor: Tor, change: Change) -> None:
         tor.set_conf(values)
     if nulls:
         tor.set_conf(nulls, reset=True)
+
+
+def place_key(found: Found, seed: bytes) -> bool:
+    """Give our service a key that we know, before tor makes one of its own: only so can the box sign its policy.
+    False: it has one already, or tor's folder is not within reach."""
+    return maybe_place_key(Path(_our_dir(found)), seed)
 
 
 def service_address(found: Found) -> str:

@@ -39,14 +39,13 @@ from bento_tor.server.box import Box
 from bento_tor.server.offer import offer
 from bento_tor.server.publisher import Publisher
 from bento_tor.server.settings import BoxConfig
-from bento_tor.server.state import StateDir, listen, listen_operator, maybe_relay, open_state
+from bento_tor.server.state import StateDir, listen, listen_operator, maybe_relay, onion_seed, open_state
 from bento_tor.server.way_out import WayOut, open_way_out
 
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _STOP_S = 15
-_SEED_NAME = "onion.seed"
 _RECORD_NAME = "record.seed"
 # The limits that hold for a session in sum only by cgroups.
 _NEEDED = frozenset({"memory", "pids"})
@@ -185,16 +184,16 @@ class _Keeping:
         return offer(self._config.policy, folders, cgroups=jail.effective >= _NEEDED)
 
     def _sign(self, policy: Policy, address: str) -> Signed:
-        """Signed with the onion service's key where that is ours. A relay's tor keeps its own to itself, and in a form
+        """Signed with the onion service's key where that is ours. A key that a relay's tor made itself is in a form
         that cannot sign for us: that box's policy is unsigned, and clients are told."""
-        keys, written = self._view["state"] / "keys", document.encode(policy)
+        state, written = self._view["state"], document.encode(policy)
         try:
-            identity = onion.load_seed(keys / _SEED_NAME)
+            identity = onion.load_seed(onion_seed(state))
         except FileNotFoundError:
             return Signed(written)
         if onion.onion_address(identity) != address:
             return Signed(written)
-        return sign(written, identity, onion.load_or_mint_seed(keys / _RECORD_NAME))
+        return sign(written, identity, onion.load_or_mint_seed(state / "keys" / _RECORD_NAME))
 
     def _onion(self) -> tuple[str, int, str, bytes | None]:
         """The box's address, and who puts it up: the relay's tor, or we; never both."""
@@ -206,7 +205,7 @@ class _Keeping:
                     hint="leave --publish out, or undo it with 'bento-tor setup-relay --undo'",
                 )
             return relay.address, relay.port, "relay", None
-        seed = onion.load_or_mint_seed(self._view["state"] / "keys" / _SEED_NAME)
+        seed = onion.load_or_mint_seed(onion_seed(self._view["state"]))
         owner = "box" if self._config.publish else "nobody"
         return onion.onion_address(seed), self._config.port, owner, seed if self._config.publish else None
 

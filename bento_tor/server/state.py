@@ -73,6 +73,11 @@ def open_state(path: Path, *, box_uid: int | None) -> StateDir:
     return StateDir(path, fd)
 
 
+def onion_seed(state: Path) -> Path:
+    """Where the onion service's key is kept."""
+    return state / "keys" / "onion.seed"
+
+
 def maybe_relay(state: Path) -> SetUp | None:
     """What setup-relay did for this box, if it did."""
     path = state / _RELAY_FILE

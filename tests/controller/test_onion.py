@@ -67,3 +67,22 @@ def test_a_link_to_a_key_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "seed")
     with pytest.raises(ConfigError):
         onion.load_seed(tmp_path / "link")
+
+
+def test_a_key_is_placed_whole_and_never_over_another(tmp_path: Path) -> None:
+    folder = tmp_path / "service"
+    assert onion.maybe_place_key(folder, bytes(32))
+    assert folder.stat().st_mode & 0o777 == 0o700
+    placed = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert set(placed) == {"hs_ed25519_secret_key", "hs_ed25519_public_key"}
+    assert {len(content) for content in placed.values()} == {96, 64}
+    assert not onion.maybe_place_key(folder, bytes([1]) * 32)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == placed
+    assert not onion.maybe_place_key(tmp_path / "not there" / "service", bytes(32))
+
+
+def test_a_link_does_not_lead_a_key_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "service").symlink_to(tmp_path / "elsewhere")
+    assert not onion.maybe_place_key(tmp_path / "service", bytes(32))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
