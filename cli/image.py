@@ -1,4 +1,4 @@
-"""`bento-tor image`: build and list what functions see."""
+"""`bento-tor image`: build, list and check what functions see."""
 
 from __future__ import annotations
 
@@ -21,18 +21,26 @@ dir_option = click.option(
 
 @click.group()
 def command() -> None:
-    """Build and list what functions see: an interpreter and its packages."""
+    """Build, list and check what functions see: an interpreter and its packages."""
 
 
 @command.command()
 @click.argument("name", default="python")
+@click.option(
+    "--requirements",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="For an image of your own: pip's file, with every package and its version.",
+)
 @dir_option
 @json_option
-def build(name: str, images_dir: Path | None, as_json: bool) -> None:
+def build(name: str, requirements: Path | None, images_dir: Path | None, as_json: bool) -> None:
     """Build the image NAME (python), unless it is up to date.
 
-    The interpreter is the system's /usr/bin/python3; the packages are pinned."""
-    image = images.build(name, (images_dir or images.default_dir()).absolute(), ui.say)
+    The interpreter is the system's /usr/bin/python3. Packages come as wheels, just those that are named; nothing of
+    them runs while they are installed. Offer your own image to functions by the policy's `images`."""
+    folder = (images_dir or images.default_dir()).absolute()
+    image = images.build(name, folder, ui.say, maybe_requirements=requirements)
     if as_json:
         ui.result_json(_facts(image))
 
@@ -50,6 +58,26 @@ def list_(images_dir: Path | None, as_json: bool) -> None:
     else:
         for image in found:
             ui.result(f"{image.name}  Python {image.version}  {image.digest[:12]}  {image.path}")
+
+
+@command.command()
+@click.argument("name", default="python")
+@dir_option
+@json_option
+def check(name: str, images_dir: Path | None, as_json: bool) -> None:
+    """Check the image NAME: its files are those that it was built with, and a function runs in it."""
+    from bento_tor.sandbox import trial
+    from bento_tor.sandbox.jail import Jail
+
+    image = images.load((images_dir or images.default_dir()).absolute(), name)
+    with ui.progress(f"checking {name}"):
+        images.check(image)
+        with Jail(image) as jail:
+            trial.check(jail)
+    if as_json:
+        ui.result_json(_facts(image))
+    else:
+        ui.result(f"{name} is as it was built ({image.digest[:12]}), and a function runs in it")
 
 
 def _facts(image: images.Image) -> dict[str, str]:

@@ -68,6 +68,10 @@ def print_policy(fields: dict[str, Any], *, as_json: bool) -> None:
         ui.result_json(fields)
         return
     limits = {f"limits.{name}": value for name, value in fields.pop("limits").items()}
-    for name, value in (fields | limits).items():
+    images = {
+        f"image {name}": [f"digest {facts['digest'][:16]}", f"profile {facts['profile']}", *facts["packages"]]
+        for name, facts in fields.pop("found").items()
+    }
+    for name, value in (fields | limits | images).items():
         text = ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
         ui.result(f"{name:<25} {ui.escape(text)}")

@@ -20,7 +20,19 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 
 # Fields that are found out when the box starts. An operator who writes them would promise what he cannot know.
-FOUND = ("enforcement", "packages")
+FOUND = ("enforcement", "found")
+
+
+class Found(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an image turned out to be.
+
+    digest    SHA-256, hexadecimal, of its interpreter's version and its packages' files
+    profile   the system calls that its functions may make
+    packages  their names, besides the standard library"""
+
+    digest: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    profile: Word
+    packages: Annotated[tuple[Word, ...], msgspec.Meta(max_length=128)]
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,10 +59,10 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     contact                   where an abuse report goes
     terms                     what the operator wants users to know
     enforcement               cgroups, or rlimits-only where the operator serves without (found at start)
-    packages                  what its images hold besides the standard library (found at start)
+    found                     what each of its images is, by its name (found at start)
     """
 
-    images: Annotated[Words, msgspec.Meta(min_length=1)] = ("python",)
+    images: Annotated[tuple[Word, ...], msgspec.Meta(min_length=1, max_length=4)] = ("python",)
     limits: Limits = Limits()
     sessions: Count = 16
     sessions_per_connection: Count = 8
@@ -71,7 +83,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     contact: Annotated[str, msgspec.Meta(max_length=256)] = ""
     terms: Annotated[str, msgspec.Meta(max_length=4096)] = ""
     enforcement: Literal["cgroups", "rlimits-only"] = "cgroups"
-    packages: Annotated[tuple[Word, ...], msgspec.Meta(max_length=128)] = ()
+    found: Annotated[dict[Word, Found], msgspec.Meta(max_length=4)] = {}
 
     def __post_init__(self) -> None:
         """A ValueError that names the key, where a limit is none at all or an egress line is no rule."""
@@ -120,8 +132,9 @@ def misfits(manifest: Manifest, policy: Policy) -> list[str]:
         reasons.append(f"asks for {manifest.disk} MiB of disk; this box gives {limits.data_bytes // MIB} MiB")
     if manifest.store and not policy.store_bytes:
         reasons.append("asks for storage; this box keeps no data of functions")
-    if lacking := [name for name in manifest.packages if name not in policy.packages]:
-        reasons.append(f"needs the packages {_words(lacking)}; this box has {_words(policy.packages)}")
+    packages = policy.found[manifest.image].packages if manifest.image in policy.found else ()
+    if lacking := [name for name in manifest.packages if name not in packages]:
+        reasons.append(f"needs the packages {_words(lacking)}; its image {manifest.image!r} has {_words(packages)}")
     if missing := [routine for routine in manifest.tor if routine not in policy.tor]:
         reasons.append(f"asks for the Tor routines {_words(missing)}; this box gives {_words(policy.tor)}")
     return reasons

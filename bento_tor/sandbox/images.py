@@ -1,13 +1,15 @@
-"""Images: the interpreter and the packages that a function sees. Builds them, and finds them again.
+"""Images: the interpreter and the packages that a function sees. Builds them, finds them again, and checks them.
 
-An image is a directory with `image.json` and `site-packages`, readable by every user id: a sandbox runs under
-one of its own. The interpreter is always the system's. Does not start sandboxes.
+`python` ships; an operator makes his own from a file of requirements. An image is a directory with `image.json` and
+`site-packages`, readable by every user id: a sandbox runs under one of its own. The interpreter is always the
+system's. Does not start sandboxes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -23,8 +25,10 @@ from bento_tor.errors import ConfigError, SandboxError
 # Never the interpreter that runs us: it may be under a private home, which cannot be shown to another user
 # id.
 SYSTEM_PYTHON = Path("/usr/bin/python3")
-NAMES = ("python",)
-_FORMAT = 1
+SHIPPED = ("python",)
+_FORMAT = 2
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_MAX_REQUIREMENTS_BYTES = 64 * 1024
 _DESCRIBE = (
     "import sys, sysconfig, os; print(os.path.realpath(sys.executable), sys.version.split()[0],"
     "sysconfig.get_path('stdlib'), sysconfig.get_config_var('MULTIARCH') or '-', sep='\\n')"
@@ -36,7 +40,8 @@ class Image:
     """What a sandbox is made of. `python`: the interpreter's file; `stdlib`, `libraries`: its directories;
     `profile`: which system calls its functions may make (seccomp.PROFILES).
 
-    `digest` changes when the packages or the interpreter do."""
+    `recipe` (hex, SHA-256) changes with what it is made from, `digest` (likewise) with what it came to be: the
+    interpreter's version and every file of the packages."""
 
     name: str
     path: Path
@@ -44,8 +49,9 @@ class Image:
     version: str
     stdlib: str
     libraries: str
-    digest: str
+    recipe: str
     profile: str = "python"
+    digest: str = ""
 
     @property
     def packages(self) -> Path:
@@ -58,16 +64,25 @@ def default_dir() -> Path:
     return data_dir() / "images"
 
 
-def build(name: str, images_dir: Path, report: Callable[[str], None]) -> Image:
+def build(
+    name: str,
+    images_dir: Path,
+    report: Callable[[str], None],
+    *,
+    maybe_requirements: Path | None = None,
+    profile: str = "python",
+) -> Image:
     """Make image `name`, or find that it is up to date. `report` is told only of work that is done.
 
+    maybe_requirements  for an image of the operator's own: a file of pip's, with every package named
+    profile             the system calls that its functions may make (seccomp.PROFILES)
+
     Raises ConfigError for an unknown name, SandboxError where the system's Python or pip cannot do it."""
-    if name not in NAMES:
-        raise ConfigError(f"there is no image {name!r}", hint=f"known images: {', '.join(NAMES)}")
-    requirements = resources.read_text("sandbox", f"requirements-{name}.txt")
-    wanted = _describe(name, images_dir / name, requirements)
-    if _maybe_load(images_dir / name) == wanted:
-        return wanted
+    requirements = _read_requirements(name, maybe_requirements)
+    wanted = _describe(name, images_dir / name, requirements, profile)
+    found = _maybe_load(images_dir / name)
+    if found is not None and found.recipe == wanted.recipe:
+        return found
     report(f"building the image {name} in {images_dir}")
     try:
         images_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -78,17 +93,29 @@ def build(name: str, images_dir: Path, report: Callable[[str], None]) -> Image:
         raise SandboxError(
             f"the image {name} cannot be written: {why}", hint="choose another directory with --dir"
         ) from why
-    return wanted
+    return load(images_dir, name)
 
 
 def load(images_dir: Path, name: str) -> Image:
     """The image `name`. Raises SandboxError where it has not been built."""
     image = _maybe_load(images_dir / name)
     if image is None:
-        raise SandboxError(
-            f"there is no image {name!r} in {images_dir}", hint=f"make it with 'bento-tor image build {name}'"
-        )
+        raise SandboxError(f"there is no image {name!r} in {images_dir}", hint=_again(name))
     return image
+
+
+def check(image: Image) -> None:
+    """See that its files are those that it was built with, and its interpreter the machine's of today.
+
+    Raises SandboxError where they are not."""
+    if not Path(image.python).is_file():
+        raise SandboxError(f"{image.python}, the interpreter of {image.name}, is gone", hint=_again(image.name))
+    if (found := _digest(image, image.packages)) != image.digest:
+        raise SandboxError(
+            f"the files of the image {image.name} are not those that it was built with ({found[:12]}, not"
+            f" {image.digest[:12]})",
+            hint=f"find out who changed them; remove {image.path}, then {_again(image.name)}",
+        )
 
 
 def built(images_dir: Path) -> list[Image]:
@@ -98,7 +125,34 @@ def built(images_dir: Path) -> list[Image]:
     return [image for image in found if image is not None]
 
 
-def _describe(name: str, path: Path, requirements: str) -> Image:
+def _again(name: str) -> str:
+    return f"make it with 'bento-tor image build {name}'"
+
+
+def _read_requirements(name: str, maybe_file: Path | None) -> str:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is no name for an image", hint="letters, digits, '.', '-' and '_'")
+    if maybe_file is None:
+        if name not in SHIPPED:
+            raise ConfigError(
+                f"there is no image {name!r}",
+                hint=f"known images: {', '.join(SHIPPED)}; your own is made with --requirements FILE",
+            )
+        return resources.read_text("sandbox", f"requirements-{name}.txt")
+    if name in SHIPPED:
+        raise ConfigError(f"the image {name!r} ships with its packages", hint="give yours another name")
+    try:
+        with maybe_file.open("rb") as file:
+            text = file.read(_MAX_REQUIREMENTS_BYTES + 1).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as why:
+        reason = why.strerror if isinstance(why, OSError) else "it is not UTF-8"
+        raise ConfigError(f"{maybe_file} cannot be read: {reason}", hint="one package on each line: name==1.2") from why
+    if len(text) > _MAX_REQUIREMENTS_BYTES:
+        raise ConfigError(f"{maybe_file} is too long for a file of requirements")
+    return text
+
+
+def _describe(name: str, path: Path, requirements: str, profile: str) -> Image:
     """The image as it should be, on this machine, now."""
     try:
         answer = subprocess.run(
@@ -110,9 +164,18 @@ def _describe(name: str, path: Path, requirements: str) -> Image:
         raise SandboxError(f"{SYSTEM_PYTHON} does not run: {answer.stderr.strip()[-200:]}")
     python, version, stdlib, multiarch = answer.stdout.split()
     libraries = "/usr/lib" if multiarch == "-" else f"/usr/lib/{multiarch}"
-    seed = "\0".join((str(_FORMAT), python, version, requirements))
-    digest = hashlib.sha256(seed.encode()).hexdigest()
-    return Image(name, path, python, version, stdlib, libraries, digest)
+    seed = "\0".join((str(_FORMAT), python, version, profile, requirements))
+    return Image(name, path, python, version, stdlib, libraries, hashlib.sha256(seed.encode()).hexdigest(), profile)
+
+
+def _digest(image: Image, packages: Path) -> str:
+    """Of names and contents; compiled files follow from the others, and pip writes the time into its own records."""
+    total = hashlib.sha256(f"{_FORMAT} {image.version} {image.profile}\0".encode())
+    for path in sorted(packages.rglob("*")):
+        if path.suffix != ".pyc" and path.is_file():
+            total.update(f"{path.relative_to(packages)}\0".encode())
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
 
 
 def _maybe_load(path: Path) -> Image | None:
@@ -143,6 +206,7 @@ def _fill(scratch: Path, image: Image, requirements: str) -> None:
     _run(command, f"pip cannot install the packages of the image {image.name}")
     _run([image.python, "-I", "-m", "compileall", "-q", str(packages)], "the packages cannot be compiled")
     facts = {key: value for key, value in asdict(image).items() if key != "path"}
+    facts["digest"] = _digest(image, packages)
     (scratch / "image.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     for path in [scratch, *scratch.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -176,6 +240,7 @@ def _put_in_place(scratch: Path, image: Image) -> None:
         finished.rename(image.path)
     except OSError:
         # Somebody built the same at the same time: his will do.
-        if _maybe_load(image.path) != image:
+        other = _maybe_load(image.path)
+        if other is None or other.recipe != image.recipe:
             raise
     shutil.rmtree(old, ignore_errors=True)

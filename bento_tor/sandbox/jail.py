@@ -46,28 +46,29 @@ _libc = ctypes.CDLL(None)
 
 
 class Jail:
-    """A place to start sandboxes of one image in. Open it before use, in the process that will spawn them.
+    """A place to start sandboxes of the given images in. Open it before use, in the process that will spawn them.
 
     `uids`: the host user ids for sessions (root only; default: a block that no other box here uses).
     `cgroups`: which limits hold for a session as a whole; default: what this process finds. `doors`: a directory of
     ours for the sockets through which sandboxes have egress; default: they have none."""
 
     def __init__(
-        self, image: Image, *, uids: range | None = None, cgroups: Cgroups | None = None, doors: Path | None = None
+        self, *images: Image, uids: range | None = None, cgroups: Cgroups | None = None, doors: Path | None = None
     ) -> None:
-        self.image = image
+        self.images = images
         self._uids = Uids(uids) if os.geteuid() == 0 else None
         self._cgroups = cgroups or Cgroups.of_this_process()
         self._doors = Doors(doors) if doors is not None else None
-        self._driver = b""
-        self._filter = b""
+        self._drivers: list[bytes] = []
+        self._filters: list[bytes] = []
         self._stage = Stage(overlay=False, devices=False)
 
     def open(self) -> None:
         """Take cgroups and user ids. Raises SandboxError."""
-        self._driver = compile_driver(self.image, DRIVER)
+        self._drivers = [compile_driver(image, DRIVER) for image in self.images]
         self._stage = self._find_stage()
-        self._filter = compile_profile(self.image.profile, locks=self._stage.overlay and self._stage.devices)
+        locks = self._stage.overlay and self._stage.devices
+        self._filters = [compile_profile(image.profile, locks=locks) for image in self.images]
         # A sandbox's first process is bubblewrap's child: when that ends, it shall be ours to reap, not
         # init's.
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -107,14 +108,16 @@ class Jail:
         """Whether what a function has in memory stays there."""
         return self._cgroups.denies_swap
 
-    def start(self, limits: Limits) -> Cell:
-        """Start an interpreter that waits for code. Its limits hold before it runs. Raises SandboxError."""
+    def start(self, limits: Limits, *, image: int = 0) -> Cell:
+        """Start an interpreter of the image with this place in our list, which waits for code.
+
+        Its limits hold before it runs. Raises SandboxError."""
         uid = self._uids.take() if self._uids is not None else None
         door = None
         try:
             door = self._doors.make(uid) if self._doors is not None else None
-            plumbing = Plumbing.open(self._driver, self._filter)
-            cell = self._spawn(plumbing, limits, uid, door)
+            plumbing = Plumbing.open(self._drivers[image], self._filters[image])
+            cell = self._spawn(self.images[image], plumbing, limits, uid, door)
         except BaseException:
             if door is not None:
                 door.remove()
@@ -127,11 +130,11 @@ class Jail:
         self._release(cell, plumbing, limits)
         return cell
 
-    def _spawn(self, plumbing: Plumbing, limits: Limits, uid: int | None, door: Door | None) -> Cell:
+    def _spawn(self, image: Image, plumbing: Plumbing, limits: Limits, uid: int | None, door: Door | None) -> Cell:
         """bubblewrap, up to where its first process waits."""
         process = None
         try:
-            process = self._run(plumbing, limits, uid, door)
+            process = self._run(image, plumbing, limits, uid, door)
             plumbing.close_inner()
             pid = plumbing.read_pid(_START_TIMEOUT_S)
             return Cell(process=process, pid=pid, control=plumbing.control, log=plumbing.log, limits=limits)
@@ -167,9 +170,11 @@ class Jail:
             plumbing.info.close()
             plumbing.release.close()
 
-    def _run(self, plumbing: Plumbing, limits: Limits, uid: int | None, door: Door | None) -> subprocess.Popen[bytes]:
+    def _run(
+        self, image: Image, plumbing: Plumbing, limits: Limits, uid: int | None, door: Door | None
+    ) -> subprocess.Popen[bytes]:
         fds = plumbing.fds()
-        spec = Spec(self.image, limits, fds, str(door.path) if door is not None else None, self._stage)
+        spec = Spec(image, limits, fds, str(door.path) if door is not None else None, self._stage)
         rlimits = self._rlimits(limits, private_uid=uid is not None)
         try:
             return subprocess.Popen(
@@ -194,11 +199,11 @@ class Jail:
         """What the outer step can do here. Without root it can make no device nodes: then locks are denied instead."""
         if self._uids is None:
             return Stage(overlay=False, devices=False)
-        full = Spec(self.image, Limits(), Fds(0, 0, 0, 0, 0))
+        full = Spec(self.images[0], Limits(), Fds(0, 0, 0, 0, 0))
         return Stage(overlay=can_overlay(self._outer(full, FIRST_UID)))
 
     def _outer(self, spec: Spec, uid: int | None) -> Outer:
-        lowers = spec.stage.lowers(self.image)
+        lowers = spec.stage.lowers(spec.image)
         if not Path(lowers.get("certs", "/")).is_dir():
             del lowers["certs"]  # a machine without: functions have those of the image's packages
         return Outer(spec.stage, uid, spec.data_bytes, max(1, spec.limits.data_inodes), lowers)

@@ -11,9 +11,10 @@ import logging
 import selectors
 import socket
 import time
+from collections.abc import Callable
 from typing import Protocol
 
-from bento_tor.errors import SandboxError
+from bento_tor.errors import BentoError, SandboxError
 from bento_tor.policy.limits import Limits
 from bento_tor.policy.outcome import Kind
 from bento_tor.sandbox import wire
@@ -43,8 +44,8 @@ class Egress(Protocol):
 
 class Keeper:
     """Serves one box over `sock`, our end of a SOCK_SEQPACKET pair. `ceiling`: the most that any session
-    gets. `egress`: who serves the sessions' ways out, if anybody does. `pool_size`: how many sandboxes are kept
-    ready."""
+    gets. `egress`: who serves the sessions' ways out, if anybody does. `pool_size`: how many sandboxes of
+    each image are kept ready. `look`: read again what the operator has blocked; raises BentoError."""
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class Keeper:
         max_sessions: int = 16,
         egress: Egress | None = None,
         pool_size: int = POOL_SIZE,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         self._sock = sock
         self._jail = jail
@@ -64,9 +66,12 @@ class Keeper:
         self._cells: dict[int, Cell] = {}
         self._deadlines: dict[int, float] = {}
         self._next_look = 0.0
-        self._pool = Pool(jail, self._ceiling, pool_size)
+        self._pools = [Pool(jail, self._ceiling, pool_size, image=place) for place in range(len(jail.images))]
         self._refill_after = 0.0
+        self._look = look
         self._serving = True
+        # Whether the box has said that the operator ordered the end.
+        self.leaving = False
 
     def run(self, stop_fd: int) -> None:
         """Serve until `stop_fd` is readable or the box has gone. Then no sandbox is left."""
@@ -84,7 +89,8 @@ class Keeper:
                         self._refill(selector)
             finally:
                 self._end_all()
-                self._pool.close()
+                for pool in self._pools:
+                    pool.close()
 
     def _stop(self) -> None:
         self._serving = False
@@ -93,27 +99,28 @@ class Keeper:
         """Seconds until the next session's time is up, or the next look at what they have used, or a quiet moment."""
         now = time.monotonic()
         times = [*self._deadlines.values(), self._next_look] if self._cells else []
-        if self._pool.wants_more:
+        if any(pool.wants_more for pool in self._pools):
             times.append(max(now + _QUIET_S, self._refill_after))
         return max(0.0, min(times) - now) if times else None
 
     def _refill(self, selector: selectors.BaseSelector) -> None:
         """One more ready sandbox, when nobody wants anything: who waits for a start goes first."""
-        if not self._pool.wants_more or time.monotonic() < self._refill_after:
+        pool = next((pool for pool in self._pools if pool.wants_more), None)
+        if pool is None or time.monotonic() < self._refill_after:
             return
         try:
-            cell = self._pool.refill()
+            cell = pool.refill()
         except SandboxError as why:
             log.warning("no sandbox can be kept ready: %s", why.message)
             self._refill_after = time.monotonic() + _RETRY_S
             return
-        selector.register(cell, selectors.EVENT_READ, lambda: self._drop(cell, selector))
+        selector.register(cell, selectors.EVENT_READ, lambda: self._drop(cell, pool, selector))
 
-    def _drop(self, cell: Cell, selector: selectors.BaseSelector) -> None:
+    def _drop(self, cell: Cell, pool: Pool, selector: selectors.BaseSelector) -> None:
         """A ready sandbox has ended by itself. One that always does must not keep us busy."""
-        if cell in self._pool:
+        if cell in pool:
             selector.unregister(cell)
-            self._pool.drop(cell)
+            pool.drop(cell)
             self._refill_after = time.monotonic() + _RETRY_S
 
     def _end_overdue(self) -> None:
@@ -140,6 +147,10 @@ class Keeper:
         elif isinstance(request, wire.Kill):
             if request.number in self._cells:
                 self._cells[request.number].kill(request.reason)
+        elif isinstance(request, wire.Look):
+            self._reply(wire.Looked(request.number, self._look_again()))
+        elif isinstance(request, wire.Leave):
+            self.leaving = True
         else:
             if data:
                 log.warning("the box sent what is no request: ending all its sessions")
@@ -152,8 +163,10 @@ class Keeper:
                 raise SandboxError("this session number is in use")
             if len(self._cells) >= self._max_sessions:
                 raise SandboxError("as many functions run as may")
+            if request.image >= len(self._pools):
+                raise SandboxError("there is no such image")
             limits = clamp(request.limits, self._ceiling)
-            cell, pooled = self._pool.start(limits, selector.unregister)
+            cell, pooled = self._pools[request.image].start(limits, selector.unregister)
         except SandboxError as why:
             self._reply(wire.Failed(number, why.message))
             return
@@ -165,6 +178,13 @@ class Keeper:
         self._reply(wire.Started(number, pooled), cell.control.fileno(), cell.log.fileno())
         # Else the box would never see the end of either.
         cell.hand_over()
+
+    def _look_again(self) -> str:
+        try:
+            self._look()
+        except BentoError as error:
+            return error.message
+        return ""
 
     def _collect(self, number: int, selector: selectors.BaseSelector | None = None) -> None:
         cell = self._cells.pop(number)
@@ -181,7 +201,7 @@ class Keeper:
         for number in list(self._cells):
             self._collect(number)
 
-    def _reply(self, reply: wire.Started | wire.Failed | wire.Ended, *fds: int) -> None:
+    def _reply(self, reply: wire.Reply, *fds: int) -> None:
         try:
             socket.send_fds(self._sock, [wire.encode_reply(reply)], list(fds))
         except BlockingIOError:

@@ -150,7 +150,7 @@ def _try_locks(told: Told, jail: Jail) -> Layer:
     """The probe holds locks, or was refused them: whoever else locks the same file must not notice."""
     if told.locks == "EPERM":
         return Layer("locks", True, "denied")
-    noticed = [path for path in (f"{jail.image.stdlib}/os.py", "/dev/null") if not _lock(path)]
+    noticed = [path for path in (f"{jail.images[0].stdlib}/os.py", "/dev/null") if not _lock(path)]
     return _layer("locks", not noticed, "not seen by others", f"seen by others: {', '.join(noticed)}")
 
 

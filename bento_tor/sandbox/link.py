@@ -40,6 +40,7 @@ class KeeperLink:
         self._numbers = itertools.count(1)
         self._starting: dict[int, asyncio.Future[LinkedCell]] = {}
         self._running: dict[int, asyncio.Future[Seen | None]] = {}
+        self._looking: dict[int, asyncio.Future[str]] = {}
         self._open = False
         self._gone = asyncio.Event()
         # How many starts found a ready sandbox, and how many did not.
@@ -66,6 +67,9 @@ class KeeperLink:
         for end in self._running.values():
             if not end.done():
                 end.set_result(None)
+        for look in self._looking.values():
+            if not look.done():
+                look.set_result("the keeper of the sandboxes has gone")
         self._starting.clear()
 
     async def gone(self) -> None:
@@ -77,15 +81,16 @@ class KeeperLink:
         """Whether there is a keeper to ask."""
         return self._open
 
-    async def start(self, limits: Limits) -> LinkedCell:
-        """Start a sandbox. Raises SandboxError where there is none to be had."""
+    async def start(self, limits: Limits, *, image: int = 0) -> LinkedCell:
+        """Start a sandbox of the keeper's image with this place in its list. Raises SandboxError where there is none
+        to be had."""
         number = next(self._numbers)
         loop = asyncio.get_running_loop()
         start: asyncio.Future[LinkedCell] = loop.create_future()
         self._starting[number] = start
         self._running[number] = loop.create_future()
         try:
-            self._ask(wire.Start(number, limits))
+            self._ask(wire.Start(number, limits, image))
             return await asyncio.shield(start)
         except SandboxError:
             self._running.pop(number, None)
@@ -93,6 +98,21 @@ class KeeperLink:
         except asyncio.CancelledError:
             start.add_done_callback(self._abandon)
             raise
+
+    async def look(self) -> None:
+        """Have the keeper read again what is blocked. Raises SandboxError where that does not hold now."""
+        number = next(self._numbers)
+        self._looking[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._ask(wire.Look(number))
+            if why := await self._looking[number]:
+                raise SandboxError(why)
+        finally:
+            del self._looking[number]
+
+    def leave(self) -> None:
+        """Tell the keeper that the operator has ordered the end. Raises SandboxError where it does not hear."""
+        self._ask(wire.Leave())
 
     def kill(self, number: int, reason: Kind) -> None:
         """End sandbox `number`, for `reason` (one of KILLS). Nothing happens where it has ended."""
@@ -114,7 +134,7 @@ class KeeperLink:
             if self._running[number].done():
                 del self._running[number]
 
-    def _ask(self, request: wire.Start) -> None:
+    def _ask(self, request: wire.Request) -> None:
         try:
             self._sock.send(wire.encode_request(request))
         except BlockingIOError as why:
@@ -146,6 +166,9 @@ class KeeperLink:
         elif isinstance(reply, wire.Failed):
             if (start := self._starting.pop(reply.number, None)) is not None:
                 start.set_exception(SandboxError(reply.why))
+        elif isinstance(reply, wire.Looked):
+            if (look := self._looking.get(reply.number)) is not None and not look.done():
+                look.set_result(reply.why)
         elif (end := self._running.get(reply.number)) is not None and not end.done():
             end.set_result(reply.seen)
 

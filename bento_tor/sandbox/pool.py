@@ -27,14 +27,15 @@ _FIXED = {"memory": "memory_bytes", "pids": "pids"}
 
 
 class Pool:
-    """Up to `size` cells of `jail`, made with `limits`.
+    """Up to `size` cells of one of `jail`'s images (by its place), made with `limits`.
 
     `pool_hits`, `cold_starts`: how many starts found a cell here, and how many did not."""
 
-    def __init__(self, jail: Jail, limits: Limits, size: int) -> None:
+    def __init__(self, jail: Jail, limits: Limits, size: int, *, image: int = 0) -> None:
         self._jail = jail
         self._limits = limits
         self._size = size
+        self._image = image
         self._cells: deque[Cell] = deque()
         self.pool_hits = 0
         self.cold_starts = 0
@@ -49,7 +50,7 @@ class Pool:
 
     def refill(self) -> Cell:
         """Make one more, which is not ready yet. Raises SandboxError."""
-        cell = self._jail.start(self._limits)
+        cell = self._jail.start(self._limits, image=self._image)
         self._cells.append(cell)
         return cell
 
@@ -68,7 +69,7 @@ class Pool:
                 return cell, True
             break  # nor can the others: one session that asks for too little must not empty the pool
         self.cold_starts += 1
-        return self._jail.start(limits), False
+        return self._jail.start(limits, image=self._image), False
 
     def drop(self, cell: Cell) -> None:
         """One of ours has ended by itself."""

@@ -17,9 +17,14 @@ _LOG_BYTES = 2000
 
 
 def check(jail: Jail, timeout_s: float = 20.0) -> None:
-    """See one function return. Raises SandboxError, with what bubblewrap or the interpreter said, where it
-    does not."""
-    cell = jail.start(Limits())
+    """See one function return in each image. Raises SandboxError, with what bubblewrap or the interpreter said,
+    where one does not."""
+    for place in range(len(jail.images)):
+        _check(jail, place, timeout_s)
+
+
+def _check(jail: Jail, place: int, timeout_s: float) -> None:
+    cell = jail.start(Limits(), image=place)
     try:
         seen = _call(cell, time.monotonic() + timeout_s)
     except OSError:

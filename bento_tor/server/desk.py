@@ -125,7 +125,8 @@ class Desk:
                 host=lambda: asyncio.to_thread(self._host.measure, manifest.host),
             )
             try:
-                await self._sessions.start(new, call, document.limits_for(manifest, self.policy), self._note_end)
+                limits, image = document.limits_for(manifest, self.policy), self.policy.images.index(manifest.image)
+                await self._sessions.start(new, call, limits, self._note_end, image=image)
             except SandboxError:
                 await self._on_disk(self._store.cancel_session, session_hash)
                 raise

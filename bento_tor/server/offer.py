@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
-from bento_tor.policy.document import Policy
+from bento_tor.policy.document import Found, Policy
 from bento_tor.policy.manifest import package_name
+from bento_tor.sandbox.images import Image
 
 _RECORD = ".dist-info"
 
 
-def offer(policy: Policy, packages_dirs: list[Path], *, cgroups: bool) -> Policy:
-    """`policy` with the packages found in the images' folders, and with how its limits are enforced."""
+def offer(policy: Policy, images: Iterable[Image], *, cgroups: bool) -> Policy:
+    """`policy` with what its images are, and with how its limits are enforced."""
     return msgspec.structs.replace(
         policy,
-        packages=tuple(sorted({name for folder in packages_dirs for name in _packages(folder)})),
+        found={
+            image.name: Found(image.digest, image.profile, tuple(sorted(_packages(image.packages)))) for image in images
+        },
         enforcement="cgroups" if cgroups else "rlimits-only",
     )
 

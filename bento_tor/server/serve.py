@@ -149,9 +149,9 @@ class _Keeping:
 
     def _keep(self, sock: socket.socket, address_in: BinaryIO, pid: int) -> None:
         policy = self._config.policy
-        image = images.load(self._view["images"], policy.images[0])
+        found = [images.load(self._view["images"], name) for name in policy.images]
         way_out = self._maybe_way_out
-        with Jail(image, doors=self._view["state"] / "doors" if way_out is not None else None) as jail:
+        with Jail(*found, doors=self._view["state"] / "doors" if way_out is not None else None) as jail:
             check(jail)
             _require_layers(jail)
             _require_limits(jail, self._config)
@@ -161,7 +161,11 @@ class _Keeping:
             if way_out is not None:
                 way_out.open()
             with suppress(BrokenPipeError), address_in:  # the box has gone: the keeper, below, sees it at once
-                address_in.write(msgspec.msgpack.encode(_Terms(address, self._sign(self._offer(jail), address))))
+                address_in.write(
+                    msgspec.msgpack.encode(
+                        _Terms(address, self._sign(offer(policy, found, cgroups=jail.effective >= _NEEDED), address))
+                    )
+                )
             serving = Serving(address, port, str(self._target), owner, os.getpid(), tuple(sorted(jail.effective)))
             self._publish(maybe_seed, serving)
             keeper = Keeper(
@@ -177,11 +181,6 @@ class _Keeping:
             raise self._maybe_failure
         if not self._stopping:
             raise BentoError("the box's process ended by itself", hint="its log, above, says why")
-
-    def _offer(self, jail: Jail) -> Policy:
-        """The policy as clients see it."""
-        folders = [images.load(self._view["images"], name).packages for name in self._config.policy.images]
-        return offer(self._config.policy, folders, cgroups=jail.effective >= _NEEDED)
 
     def _sign(self, policy: Policy, address: str) -> Signed:
         """Signed with the onion service's key where that is ours. A key that a relay's tor made itself is in a form

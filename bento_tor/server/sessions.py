@@ -336,11 +336,13 @@ class Sessions:
         """Every session of one function."""
         return [session for session in self._sessions.values() if session.function_hash == function_hash]
 
-    async def start(self, session: Session, call: Call, limits: Limits, note_end: NoteEnd) -> None:
-        """Start it in a sandbox of its own. Raises SandboxError where that is not possible."""
+    async def start(self, session: Session, call: Call, limits: Limits, note_end: NoteEnd, *, image: int = 0) -> None:
+        """Start it in a sandbox of its own, of the policy's image with this place.
+
+        Raises SandboxError where that is not possible."""
         self._sessions[session.session_hash] = session
         try:
-            cell = await self._link.start(limits)
+            cell = await self._link.start(limits, image=image)
         except BaseException:
             del self._sessions[session.session_hash]
             raise

@@ -114,7 +114,7 @@ def test_orders_come_from_who_runs_serve_and_nonsense_is_answered_in_words(box) 
 def test_the_policy_that_clients_see_tells_what_the_machine_has(box, bento) -> None:
     with box.connect() as there:
         policy = there.policy()
-    assert "requests" in policy.packages and policy.enforcement in ("cgroups", "rlimits-only")
+    assert "requests" in policy.found["python"].packages and policy.enforcement in ("cgroups", "rlimits-only")
     shown = json.loads(bento("policy", "show", "--state", str(box.state), "--json").stdout)
     assert msgspec.convert(shown, Policy) == policy
     assert "sessions_per_connection" in bento("policy", "show", "--state", str(box.state)).stdout

@@ -58,14 +58,18 @@ def test_bytes_that_are_no_policy_are_refused() -> None:
         document.decode(b"\x81\xa6colour\x01")
 
 
+def found(*packages: str) -> dict[str, document.Found]:
+    return {"python": document.Found("0" * 64, "python", packages)}
+
+
 def test_what_a_function_needs_and_keeps_is_matched_too() -> None:
     asked = Manifest(disk=64, store=True, packages=("requests", "numpy"))
-    assert document.misfits(asked, Policy(packages=("requests",))) == [
+    assert document.misfits(asked, Policy(found=found("requests"))) == [
         "asks for 64 MiB of disk; this box gives 16 MiB",
         "asks for storage; this box keeps no data of functions",
-        "needs the packages numpy; this box has requests",
+        "needs the packages numpy; its image 'python' has requests",
     ]
-    offered = Policy(packages=("numpy", "requests"), store_bytes=1, limits=Limits(data_bytes=64 * MIB))
+    offered = Policy(found=found("numpy", "requests"), store_bytes=1, limits=Limits(data_bytes=64 * MIB))
     assert document.misfits(asked, offered) == []
     assert document.limits_for(Manifest(disk=2), Policy()).data_bytes == 16 * MIB
 
@@ -73,9 +77,9 @@ def test_what_a_function_needs_and_keeps_is_matched_too() -> None:
 def test_the_largest_policy_fits_a_message() -> None:
     word = "é" * 80
     largest = Policy(
-        images=("x" * 64,) * 32,
+        images=("x" * 64,) * 4,
         tor=("x" * 64,) * 32,
-        packages=("x" * 64,) * 128,
+        found={f"{place}" * 64: document.Found("0" * 64, "x" * 64, ("x" * 64,) * 128) for place in range(4)},
         egress_rules=("accept6 [2001:4860:4860:1111:2222:3333:4444:5555]/128:10000-65535",) * 128,
         contact=word * 3,
         terms="\U0001f9c5" * 4096,

@@ -58,7 +58,8 @@ def test_what_is_no_toml_is_refused_in_words(path: Path, text: bytes) -> None:
 
 @pytest.mark.parametrize("name", FOUND)
 def test_what_the_box_finds_out_is_not_for_the_operator_to_say(path: Path, name: str) -> None:
-    path.write_text("packages = ['x']" if name == "packages" else f"{name} = 'rlimits-only'")
+    image = f"[found.python]\ndigest = '{'0' * 64}'\nprofile = 'python'\npackages = []"
+    path.write_text(image if name == "found" else f"{name} = 'rlimits-only'")
     with pytest.raises(ConfigError, match="not for the operator"):
         read_policy(path)
 

@@ -110,7 +110,7 @@ def listening():
 
 @pytest.mark.parametrize(("action", "result"), [a[1:] for a in ATTEMPTS], ids=[a[0] for a in ATTEMPTS])
 def test_an_attempt_to(run, listening, jail, action, result):
-    python = Path(jail.image.python).name
+    python = Path(jail.images[0].python).name
     action, result = (
         action.replace("PORT", listening).replace("python3.11", python),
         result.replace("python3.11", python),

@@ -85,6 +85,26 @@ def test_a_damaged_image_is_built_anew_and_leaves_nothing_beside_it():
         assert sorted(os.listdir(image.path)) == ["image.json", "site-packages"]
 
 
+def test_an_image_of_the_operators_own_is_offered_and_checked():
+    with tempfile.TemporaryDirectory(prefix="bento-images-") as directory:
+        folder = Path(directory)
+        folder.chmod(0o755)
+        listed = folder / "mine.txt"
+        listed.write_text("six==1.16.0\n")
+        mine = images.build("mine", folder, lambda text: None, maybe_requirements=listed)
+        shipped = images.build("python", folder, lambda text: None)
+        assert (mine.packages / "six.py").is_file() and mine.digest != shipped.digest
+        images.check(mine)
+        with Jail(shipped, mine) as jail:
+            trial.check(jail)
+        (mine.packages / "six.py").write_text("import os")
+        with pytest.raises(SandboxError, match="not those that it was built with"):
+            images.check(mine)
+        for name, requirements in (("python", listed), ("../x", listed), ("y", folder / "none")):
+            with pytest.raises(ConfigError):
+                images.build(name, folder, print, maybe_requirements=requirements)
+
+
 def test_an_image_that_is_missing_or_unknown_is_an_error_with_a_hint(tmp_path):
     with pytest.raises(SandboxError) as missing:
         images.load(tmp_path, "python")

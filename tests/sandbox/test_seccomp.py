@@ -74,7 +74,7 @@ def test_an_unknown_profile_is_an_error():
 @pytest.mark.parametrize("broken", [b"", b"\xff" * 8, b"\x06\0\0\0\0\0\0"], ids=["nothing", "nonsense", "half"])
 def test_no_code_runs_where_the_filter_cannot_be_loaded(image, runner, nothing_left, broken):
     with Jail(image) as jail:
-        jail._filter = broken
+        jail._filters = [broken]
         talk = runner.run(jail, "def f(): return 1", limits=Limits())
     assert (talk.outcome.kind, talk.messages) == (Kind.LOST, [])
     assert b"the seccomp filter cannot be loaded" in talk.log
