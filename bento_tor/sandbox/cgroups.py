@@ -2,7 +2,8 @@
 
 Each controller is taken where it is: v2 where our own group has it and lets us pass it on, else the v1 mount,
 below our own group there. What is missing is reported by `effective`, and then only the rlimits of each
-process hold.
+process hold. In v2 a group either has processes or passes controllers on (Linux, admin-guide/cgroup-v2, "no
+internal processes"), so our own processes go into a leaf of our group first; delegation.py does that.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from pathlib import Path
 
 from bento_tor.errors import SandboxError
 from bento_tor.policy.limits import Limits
+from bento_tor.sandbox.delegation import pass_on, write_file
 from bento_tor.sandbox.hierarchies import Place, find_places
 
 PREFIX = "bento-tor-"
 _CPU_PERIOD_US = 100_000
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+# How long a group that a killed keeper left may take to become empty.
+_SWEEP_S = 5.0
 
 
 class Group:
@@ -32,7 +36,7 @@ class Group:
     def add(self, pid: int) -> None:
         """Put the process `pid` (one thread so far) under the limits. Raises SandboxError."""
         for _, path in self._paths.values():
-            _write(path / "cgroup.procs", str(pid))
+            write_file(path / "cgroup.procs", str(pid))
 
     def change(self, before: Limits, limits: Limits) -> None:
         """Other limits than those of `before`, for processes that are in it. Raises SandboxError."""
@@ -54,6 +58,25 @@ class Group:
         counts = dict(line.split() for line in text.splitlines())
         return int(counts.get("oom_kill", 0))
 
+    def maybe_alarm(self) -> int | None:
+        """A descriptor, the caller's to close, that becomes readable when they have met their limit of memory. None
+        where nobody need look: v2 then ends all of them. Raises SandboxError where the kernel does not tell."""
+        version, path = self._paths.get("memory", (2, Path()))
+        if version == 2:
+            return None
+        alarm = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            # Linux, admin-guide/cgroup-v1/memory, "OOM Control". The kernel keeps what it needs of the file.
+            watched = os.open(path / "memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                write_file(path / "cgroup.event_control", f"{alarm} {watched}")
+            finally:
+                os.close(watched)
+        except (OSError, SandboxError) as why:
+            os.close(alarm)
+            raise SandboxError(f"the kernel does not tell who met a limit of memory: {why}") from why
+        return alarm
+
     def maybe_cpu_s(self) -> float | None:
         """The processor seconds of all its processes so far; None where nobody counts."""
         try:
@@ -67,7 +90,13 @@ class Group:
         return None
 
     def destroy(self, timeout_s: float = 2.0) -> bool:
-        """Remove them; whether that worked in time. False: something still lives there."""
+        """Kill what is left in them, where the kernel can do that at once (v2, Linux 5.14), and remove them.
+
+        Whether that worked in time. False: something still lives there."""
+        for version, path in self._paths.values():
+            if version == 2:
+                with suppress(SandboxError):
+                    write_file(path / "cgroup.kill", "1")
         deadline = time.monotonic() + timeout_s
         left = {path for _, path in self._paths.values()}
         while left:
@@ -102,10 +131,10 @@ class Cgroups:
             path = place.path / name
             try:
                 if place.version == 2:
-                    _pass_on(place)
+                    pass_on(place)
                 path.mkdir(exist_ok=True)
                 if place.version == 2:
-                    _write(path / "cgroup.subtree_control", f"+{place.controller}")
+                    write_file(path / "cgroup.subtree_control", f"+{place.controller}")
             except (OSError, SandboxError):
                 continue  # not ours to use: `effective` says so
             finally:
@@ -173,35 +202,9 @@ def _set(path: Path, value: str) -> None:
         path = path.with_name(path.name[:-1])
         if not path.exists():
             return
-    _write(path, value)
+    write_file(path, value)
     if (told := path.read_text().strip()) != value:
         raise SandboxError(f"{path.name} is {told}, not {value}")
-
-
-def _write(path: Path, value: str) -> None:
-    # Not Path.write_text: Python's buffered files lose an error that comes when they are closed.
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
-    except OSError as why:
-        raise SandboxError(f"{path.name}: {why.strerror}") from why
-
-
-def _pass_on(place: Place) -> None:
-    """v2: let groups below ours have the controller. Only a group without processes of its own may."""
-    try:
-        _write(place.path / "cgroup.subtree_control", f"+{place.controller}")
-    except SandboxError:
-        if (place.path / "cgroup.procs").read_text().split() != [str(os.getpid())]:
-            raise
-        # We are alone in a group that was delegated to us: move into a leaf of it.
-        leaf = place.path / "bento-keeper"
-        leaf.mkdir(exist_ok=True)
-        _write(leaf / "cgroup.procs", str(os.getpid()))
-        _write(place.path / "cgroup.subtree_control", f"+{place.controller}")
 
 
 def _remove(path: Path) -> bool:
@@ -234,4 +237,5 @@ def _sweep(parent: Path) -> None:
                 for member in (leaf / "cgroup.procs").read_text().split():
                     with suppress(ProcessLookupError, PermissionError):
                         os.kill(int(member), signal.SIGKILL)
-            Group({"": (0, leaf)}).destroy(0.5)
+            # A busy machine takes its time to end a process that is dead already.
+            Group({"": (2, leaf)}).destroy(_SWEEP_S)

@@ -8,11 +8,13 @@ from pathlib import Path
 
 # The last only counts, and only in v1; in v2 `cpu` does that too.
 CONTROLLERS = ("memory", "pids", "cpu", "cpuacct")
+# In v2, where our own processes are below the group that was given to us. (systemd 254: `DelegateSubgroup=` that.)
+LEAF = "bento-keeper"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a controller can be used: the directory of our own group in its hierarchy."""
+    """Where a controller can be used: the directory of our own group in its hierarchy; in v2 not the leaf in it."""
 
     controller: str
     version: int
@@ -35,7 +37,11 @@ def find_places(own_groups: str, mounts: str) -> list[Place]:
         for name in offered:
             if name not in own or (version == 1 and name not in CONTROLLERS):
                 continue
-            path = _below(Path(mount_point), root, own[name])
+            path = _maybe_below(Path(mount_point), root, own[name])
+            if path is None:
+                continue
+            if version == 2 and path.name == LEAF:
+                path = path.parent
             for controller in _listed(path) if version == 2 else [name]:
                 # v2 first: where a controller is bound to it, no v1 mount can have it.
                 if controller in CONTROLLERS and (version == 2 or controller not in places):
@@ -50,9 +56,12 @@ def _read_own_groups(text: str) -> Iterable[tuple[str, str]]:
             yield name, path
 
 
-def _below(mount_point: Path, root: str, group: str) -> Path:
-    """A container may have mounted only a part of the tree, from `root` on."""
-    inside = group[len(root) :] if root != "/" and group.startswith(root) else group
+def _maybe_below(mount_point: Path, root: str, group: str) -> Path | None:
+    """A container may have mounted only a part of the tree, from `root` on. None: our group is not in that part."""
+    # From a cgroup namespace, what is outside of it is seen through `..`: there is nothing of ours there.
+    if ".." in group.split("/"):
+        return None
+    inside = group[len(root) :] if root != "/" and f"{group}/".startswith(f"{root}/") else group
     return mount_point / inside.lstrip("/")
 
 
