@@ -34,6 +34,10 @@ ESSENTIAL = frozenset(
     {"namespaces", "user", "no-new-privs", "capabilities", "seccomp", "read-only", "data-size", "no-proc", "network"}
     | {"locks", "time"}
 )
+# What a box promises for a session as a whole that says it has cgroups.
+BY_CGROUPS = frozenset({"memory", "pids", "cpu", "cpu-seconds"})
+# The kernel's own judgement of egress, behind the broker's; tried elsewhere, by who knows of egress.
+KERNEL_RULES = "kernel-rules"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +79,9 @@ def probe(jail: Jail) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-def missing(layers: tuple[Layer, ...]) -> list[Layer]:
-    """The essential ones that do not hold."""
-    return [layer for layer in layers if layer.name in ESSENTIAL and not layer.effective]
+def missing(layers: tuple[Layer, ...], claimed: frozenset[str] = frozenset()) -> list[Layer]:
+    """Those that do not hold and should: the essential ones, and what somebody has `claimed` besides."""
+    return [layer for layer in layers if layer.name in ESSENTIAL | claimed and not layer.effective]
 
 
 @contextmanager

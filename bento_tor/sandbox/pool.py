@@ -1,13 +1,14 @@
 """The pool of ready sandboxes: interpreter up, confined, waiting for code. Each is used once, by one session.
 
-Made with the most that any session may have. At hand-over memory, processes and processor time are set to what the
-session may have; /data keeps the policy's size. Where there is no cgroup to set them in, a session that may have less
-starts cold. Who calls decides when there is time to refill; nothing here waits.
+Made with the most that any session may have. At hand-over memory, processes, processor time and the size of /data are
+set to what the session may have. Where that cannot be done (no cgroup to set them in; /data without root), a session
+that may have less starts cold. Who calls decides when there is time to refill; nothing here waits.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from bento_tor.policy.outcome import Kind
 from bento_tor.sandbox import frames
 from bento_tor.sandbox.cell import Cell
 from bento_tor.sandbox.jail import Jail
+from bento_tor.sandbox.narrowing import narrow_data
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,14 @@ class Pool:
 
     def __contains__(self, cell: Cell) -> bool:
         return cell in self._cells
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    @property
+    def size(self) -> int:
+        """The most that it holds."""
+        return self._size
 
     @property
     def wants_more(self) -> bool:
@@ -86,6 +96,9 @@ class Pool:
     def _suits(self, limits: Limits) -> bool:
         fixed = [field for resource, field in _FIXED.items() if resource not in self._jail.effective]
         fixed += [] if self._jail.counts_cpu else ["cpu_s"]
+        if limits.data_bytes < self._limits.data_bytes:
+            # Only where it stands already is there a /data to make smaller.
+            fixed += [] if os.geteuid() == 0 and any(_is_ready(cell) for cell in self._cells) else ["data_bytes"]
         return all(getattr(limits, field) == getattr(self._limits, field) for field in fixed)
 
     def _next(self) -> Cell:
@@ -99,6 +112,8 @@ class Pool:
     def _adapt(self, cell: Cell, limits: Limits) -> bool:
         """Set its limits. False: it was not to be used, and is gone."""
         try:
+            if limits.data_bytes < self._limits.data_bytes:
+                narrow_data(cell.pid, self._limits.data_bytes, limits.data_bytes)
             cell.change_limits(limits)
         except SandboxError as why:
             log.info("a ready sandbox cannot be given its limits: %s", why.message)

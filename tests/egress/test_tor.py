@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,27 +17,9 @@ pytestmark = pytest.mark.tor
 
 
 @pytest.fixture
-def greeter(short_path: Path) -> Iterator[Path]:
+def greeter(serve_on_socket: Callable[..., Path]) -> Path:
     """A unix socket that says hello."""
-    path = short_path / "greeter"
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
-        server.listen()
-
-        def serve() -> None:
-            while True:
-                try:
-                    stream = server.accept()[0]
-                except OSError:
-                    return
-                with stream, suppress(OSError):
-                    stream.sendall(b"hello")
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield path
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
+    return serve_on_socket(lambda stream: stream.sendall(b"hello"))
 
 
 @pytest.fixture

@@ -17,13 +17,7 @@ _sandbox = importlib.util.module_from_spec(_spec)
 sys.modules[_spec.name] = _sandbox
 _spec.loader.exec_module(_sandbox)
 
-runner, image, jail, nothing_left, run = (
-    _sandbox.runner,
-    _sandbox.image,
-    _sandbox.jail,
-    _sandbox.nothing_left,
-    _sandbox.run,
-)
+runner, jail, nothing_left, run = _sandbox.runner, _sandbox.jail, _sandbox.nothing_left, _sandbox.run
 
 
 @pytest.fixture

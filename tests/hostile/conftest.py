@@ -1,49 +1,43 @@
-"""The hostile table: what its rows share, and the table that is printed at the end, a line for each case."""
+"""The hostile table: what was played is noted, and printed at the end, a line for each case."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
+from dataclasses import dataclass
 
 import pytest
 
-from bento_tor.sandbox import images
 
-HERE = Path(__file__).parent
-_PLAYED = pytest.StashKey[list[tuple[str, str, str]]]()
+@dataclass(frozen=True)
+class Line:
+    """A case that was played. `how`: where; `number`: of the table of cases; `outcome`: what came of it."""
 
-
-def load(path: Path) -> ModuleType:
-    """A module beside the tests, which no package holds."""
-    spec = importlib.util.spec_from_file_location(f"hostile_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    how: str
+    number: int
+    name: str
+    outcome: str
 
 
-@pytest.fixture(scope="session")
-def runner() -> ModuleType:
-    return load(HERE.parent / "sandbox" / "runner.py")
-
-
-@pytest.fixture(scope="session")
-def image() -> images.Image:
-    return images.build("python", images.default_dir(), lambda text: None)
+_PLAYED = pytest.StashKey[list[Line]]()
 
 
 @pytest.fixture
-def note(request):
-    """Keep a line for the table: how it was run, the case, what came of it."""
-    lines = request.config.stash.setdefault(_PLAYED, [])
-    return lambda how, case, outcome: lines.append((how, case, outcome))
+def played(request) -> list[Line]:
+    """All lines so far."""
+    return request.config.stash.setdefault(_PLAYED, [])
+
+
+@pytest.fixture
+def note(played):
+    """Keep a line for the table."""
+    return lambda how, number, name, outcome: played.append(Line(how, number, name, outcome))
 
 
 def pytest_terminal_summary(terminalreporter, config):
     lines = config.stash.get(_PLAYED, [])
     if lines:
-        terminalreporter.section("hostile cases")
-    for how, case, outcome in lines:
-        terminalreporter.write_line(f"{how:9} {case:45} {outcome}")
+        numbers = len({line.number for line in lines})
+        terminalreporter.section(f"hostile cases: {len(lines)} played, {numbers} of 63 numbers")
+    for line in lines:
+        # What came of it may be a function's own words: one line, and nothing that drives a terminal.
+        outcome = line.outcome.encode("unicode_escape").decode("ascii")
+        terminalreporter.write_line(f"{line.how:9} {line.number:02} {line.name:52.52} {outcome:.90}")

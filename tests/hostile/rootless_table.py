@@ -1,6 +1,6 @@
-"""Runs the table as an ordinary user, by the system's Python, from a copy. Prints JSON: row -> what came of it.
+"""Plays the table as an ordinary user, by the system's Python, from a copy. Prints JSON: row -> what came of it.
 
-Arguments: the image's directory, the directory of this copy."""
+Argument: the directory of images."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, sys.argv[2])
+from left import left_behind
 
-import player  # noqa: E402
-import runner  # noqa: E402
-import table  # noqa: E402
-
-from bento_tor.sandbox import images  # noqa: E402
+from bento_tor.sandbox import images
+from bento_tor.sandbox.hostile import ROWS
+from bento_tor.server.rehearsal import Rehearsal
 
 
 def main() -> None:
     told = {}
-    with player.keeper(images.load(Path(sys.argv[1]), "python"), runner) as play:
-        for row in table.ROWS:
-            told[row.id] = {**asdict(play.play(row, table.PRELUDE)), "left": player.left_behind(play.pid)}
+    with Rehearsal(images.load(Path(sys.argv[1]), "python")) as rehearsal:
+        cgroups = "memory" in rehearsal.effective
+        for row in ROWS:
+            played = rehearsal.play(row)
+            problems = played.problems(row, root=False, cgroups=cgroups)
+            told[row.id] = {**asdict(played), "problems": problems, "left": left_behind(rehearsal.pid)}
     print(json.dumps(told))
 
 

@@ -219,7 +219,7 @@ def wrapped(code: str) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.number} {case.name}" for case in CASES])
-def test_a_function_tries(case, brokers, jail):
+def test_a_function_tries(case, brokers, jail, note):
     broker = brokers[case.policy]
     broker.noted()
     process = psutil.Process(broker.process.pid)
@@ -228,6 +228,7 @@ def test_a_function_tries(case, brokers, jail):
     talk = INSIDE.run_inside(jail, broker, wrapped(case.code), caps=Caps(connections=16), limits=Limits(wall_s=60))
     assert len(talk.messages) == 1, talk
     said = talk.messages[0].decode()
+    note("network", case.number, case.name, said)
     reported = set(eval(said)) if said.startswith("['") else {said}  # noqa: S307 - our own snippet's list of words
     assert reported <= case.expected, said
     # Others are still served, and all that the function had is gone.

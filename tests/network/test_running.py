@@ -1,13 +1,10 @@
 """What holds in a network that runs. All of these share the one of the run."""
 
 import json
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,27 +28,9 @@ PRODUCTION = {
 
 
 @pytest.fixture
-def echo(short_path: Path) -> Iterator[Path]:
+def echo(serve_on_socket: Callable[..., Path]) -> Path:
     """A unix socket on which each connection gets back its first bytes."""
-    path = short_path / "echo"
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
-        server.listen()
-
-        def serve() -> None:
-            while True:
-                try:
-                    stream = server.accept()[0]
-                except OSError:
-                    return
-                with stream, suppress(OSError):  # who only looked whether we are there has hung up
-                    stream.sendall(stream.recv(100))
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield path
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
+    return serve_on_socket(lambda stream: stream.sendall(stream.recv(100)))
 
 
 @pytest.mark.parametrize("role", list(Role))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -14,28 +12,14 @@ from types import ModuleType
 import psutil
 import pytest
 
-from bento_tor.sandbox import images
 from bento_tor.sandbox.jail import Jail
 
 HERE = Path(__file__).parent
 
 
-def load_runner() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sandbox_runner", HERE / "runner.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
-def runner() -> ModuleType:
-    return load_runner()
-
-
-@pytest.fixture(scope="session")
-def image() -> images.Image:
-    return images.build("python", images.default_dir(), lambda text: None)
+def runner(load: Callable[[Path], ModuleType]) -> ModuleType:
+    return load(HERE / "runner.py")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Runs as an ordinary user, by the system's Python, from a copy: a short form of the other tests. Prints JSON.
 
-Arguments: the image's directory, the directory of this copy."""
+Argument: the directory of images."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, sys.argv[2])
+import runner
 
-import runner  # noqa: E402
-
-from bento_tor.errors import SandboxError  # noqa: E402
-from bento_tor.policy.limits import MIB, Limits  # noqa: E402
-from bento_tor.sandbox import images, trial  # noqa: E402
-from bento_tor.sandbox.jail import Jail  # noqa: E402
+from bento_tor.errors import SandboxError
+from bento_tor.policy.limits import MIB, Limits
+from bento_tor.sandbox import images, trial
+from bento_tor.sandbox.jail import Jail
 
 FUNCTIONS = {
     "returns": "def f(): return 17",

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bento_tor.errors import SandboxError
+from bento_tor.errors import ConfigError, SandboxError
 from bento_tor.policy.limits import MIB, Limits
 from bento_tor.policy.outcome import Kind, judge
 from bento_tor.sandbox import frames, wire
@@ -104,6 +104,48 @@ def session(image, runner, source, *, limits=None, during=None, **settings):
 def test_a_session_through_keeper_and_link(image, runner, nothing_left):
     talk = session(image, runner, b"def f():\n  print('x')\n  return 17")
     assert (talk.messages, talk.log, talk.outcome.word) == ([b"17"], b"x\n", "returned")
+
+
+def test_the_box_can_make_it_look_and_hears_why_not(image):
+    """And no more: the request has no room for what to look for."""
+
+    def look() -> None:
+        looks.append(None)
+        if len(looks) == 2:
+            raise ConfigError("the list cannot be read")
+
+    looks: list[None] = []
+
+    async def run(sock):
+        link = KeeperLink(sock)
+        link.open()
+        await asyncio.wait_for(link.look(), 30)
+        with pytest.raises(SandboxError, match="the list cannot be read"):
+            await asyncio.wait_for(link.look(), 30)
+        await asyncio.wait_for(link.look(), 30)
+        waiting = asyncio.create_task(link.look())
+        await asyncio.sleep(0)
+        link.close()
+        with pytest.raises(SandboxError, match="has gone"):
+            await asyncio.wait_for(waiting, 30)
+
+    with keeping(image, maybe_look=look) as keeper:
+        asyncio.run(run(keeper.sock))
+
+
+def test_a_box_that_says_so_ends_by_order_and_another_by_itself(image):
+    """A keeper whose box has ended unasked must be able to say that something is wrong."""
+    for ordered in (True, False):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with Jail(image) as jail:
+            keeper = Keeper(theirs, jail, pool_size=0)
+            if ordered:
+                ours.send(wire.encode_request(wire.Leave()))
+            ours.close()
+            keeper.run(stop_fd := os.eventfd(0, os.EFD_CLOEXEC))
+            os.close(stop_fd)
+        theirs.close()
+        assert keeper.leaving is ordered
 
 
 def test_what_never_ends_is_killed_by_the_clock(image, runner, nothing_left):

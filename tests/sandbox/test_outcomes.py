@@ -61,8 +61,9 @@ ENDS = [
     ("is no function", "f = 3", "raised", "defines no 'f'"),
     ("sends what is no bytes", "def f(): api.send(3)", "raised", "TypeError: api.send takes str or bytes, not int"),
     ("asks for too much padding", "def f(): api.pad(-1)", "raised", "ValueError: api.pad"),
-    ("uses what is not there yet", "def f(): api.store", "raised", "this box does not offer it yet"),
+    ("uses what is not there yet", "def f(): api.box", "raised", "this box does not offer it yet"),
     ("needs a manifest key", "def f(): api.tor", "raised", "the key 'tor'"),
+    ("needs another one", "def f(): api.store", "raised", "the key 'store'"),
     ("misspells", "def f(): api.sned(1)", "raised", "api has no 'sned'"),
     ("leaves a thread", "import _thread\ndef f(): _thread.start_new_thread(api.recv, ())", "returned", ""),
 ]  # fmt: skip

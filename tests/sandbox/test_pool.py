@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -54,6 +55,32 @@ def test_limits_are_set_at_hand_over(pool, runner, jail):
     assert pooled == (jail.effective >= {"memory", "pids"})
     talk = finish(cell, runner, b"def f():\n  kept = []\n  while True: kept.append(bytearray(1 << 20))")
     assert talk.outcome.word == ("killed:memory" if pooled else "raised")
+
+
+FILL = b"""def f():
+    import os
+    written, fd = 0, os.open('/data/x', os.O_CREAT | os.O_WRONLY)
+    try:
+        while True: written += os.write(fd, bytes(4096))
+    except OSError:
+        return f'{written}'
+"""
+
+
+def test_data_gets_smaller_at_hand_over(pool, runner):
+    ready(pool.refill())
+    cell, pooled = pool.start(Limits(data_bytes=MIB), lambda cell: None)
+    assert pooled == (os.geteuid() == 0)
+    assert finish(cell, runner, FILL).messages == [b"%d" % MIB]
+
+
+def test_one_that_does_not_stand_yet_is_not_touched_for_a_smaller_data(pool, runner):
+    """Its root may still be the host's."""
+    waiting = pool.refill()
+    cell, pooled = pool.start(Limits(data_bytes=MIB), lambda cell: None)
+    if not pooled:
+        assert cell is not waiting and waiting in pool
+    assert finish(cell, runner, FILL).messages == [b"%d" % MIB]
 
 
 def test_a_dead_one_is_never_handed_over(pool, runner):

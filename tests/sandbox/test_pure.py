@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bento_tor.errors import ConfigError, RemoteProtocolError
+from bento_tor.errors import ConfigError, RemoteProtocolError, SandboxError
 from bento_tor.policy.limits import Limits
 from bento_tor.policy.outcome import KILLS, Kind, Outcome, Seen, judge
 from bento_tor.sandbox import driver, frames, wire
-from bento_tor.sandbox.hierarchies import Place, find_places
+from bento_tor.sandbox.delegation import pass_on
+from bento_tor.sandbox.hierarchies import LEAF, Place, find_places
 from bento_tor.sandbox.images import Image
 from bento_tor.sandbox.spec import STAGE, Fds, Spec, Stage
 from bento_tor.sandbox.uids import Uids
@@ -154,6 +156,7 @@ def test_noise_never_raises(noise):
 
 REQUESTS = [wire.Start(1, Limits()), wire.Start(2**64 - 1, Limits(1, 2, 3, 4, 5, 6, 7, 8))]
 REQUESTS += [wire.Kill(3, kind) for kind in sorted(KILLS)]
+REQUESTS += [wire.Look(7), wire.Leave()]
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
@@ -171,6 +174,7 @@ def test_noise_is_a_request_or_none(noise):
 
 REPLIES = [wire.Started(1), wire.Failed(2, "\u00fc" * 99), wire.Failed(3, ""), wire.Ended(4, Seen(0))]
 REPLIES += [wire.Ended(5, Seen(137, kind)) for kind in sorted(KILLS)]
+REPLIES += [wire.Looked(6), wire.Looked(7, "\u00fc" * 99)]
 
 
 @pytest.mark.parametrize("reply", REPLIES)
@@ -262,6 +266,56 @@ def test_cgroup_v2_is_used_for_what_it_has(tmp_path):
     places = find_places(V1, V1_MOUNTS.format(root=tmp_path))
     assert places[0] == Place("memory", 2, own)
     assert [place.version for place in places] == [2, 1, 1, 1]
+
+
+V2_MOUNTS = "41 31 0:38 {part} {root} rw - cgroup2 cgroup2 rw,nsdelegate"
+
+
+@pytest.mark.parametrize(
+    ("group", "part", "directory"),
+    [
+        ("/", "/", ""),
+        ("/a.slice/b.service", "/", "a.slice/b.service"),
+        # Our own leaf, in which an earlier start put us, or systemd's DelegateSubgroup: the group given to us is above.
+        ("/a.slice/b.service/bento-keeper", "/", "a.slice/b.service"),
+        ("/a.slice/b.service", "/a.slice", "b.service"),
+        # A prefix of the name is no folder above it.
+        ("/a.slice-b", "/a.slice", "a.slice-b"),
+    ],
+)
+def test_cgroup_v2_is_used_below_the_group_that_was_given_to_us(tmp_path, group, part, directory):
+    own = tmp_path / directory
+    own.mkdir(parents=True, exist_ok=True)
+    (own / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
+    places = find_places(f"0::{group}\n", V2_MOUNTS.format(root=tmp_path, part=part))
+    assert places == [Place(name, 2, own) for name in ("memory", "pids", "cpu")]
+
+
+def test_a_group_outside_of_our_cgroup_namespace_is_not_ours(tmp_path):
+    root = tmp_path / "root"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/cgroup.controllers").write_text("memory pids cpu\n")
+    assert find_places("0::/../other\n", V2_MOUNTS.format(root=root, part="/")) == []
+
+
+def test_a_group_with_processes_of_others_is_left_as_it_is(tmp_path):
+    """Pid 1 is not ours; nor is 0, which stands for whoever is in another pid namespace."""
+    for members in (f"{os.getpid()}\n1\n", "0\n"):
+        (tmp_path / "cgroup.type").write_text("domain\n")
+        (tmp_path / "cgroup.procs").write_text(members)
+        (tmp_path / "cgroup.subtree_control").write_text("")
+        with pytest.raises(SandboxError, match="other processes are in our cgroup"):
+            pass_on(Place("memory", 2, tmp_path))
+        assert (tmp_path / "cgroup.subtree_control").read_text() == ""
+        assert not (tmp_path / LEAF).exists()
+
+
+def test_an_empty_group_passes_its_controller_on(tmp_path):
+    for name in ("cgroup.type", "cgroup.procs", "cgroup.subtree_control"):
+        (tmp_path / name).write_text("")
+    pass_on(Place("pids", 2, tmp_path))
+    assert (tmp_path / "cgroup.subtree_control").read_text() == "+pids"
+    assert not (tmp_path / LEAF).exists()
 
 
 def test_no_cgroups_are_no_error():

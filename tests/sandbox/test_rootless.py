@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-import msgspec
-import pyseccomp
 import pytest
-
-import bento_tor
 
 pytestmark = pytest.mark.sandbox
 
 HERE = Path(__file__).parent
-ORDINARY_UID = 54_321
 
 
 @pytest.fixture(scope="module")
-def told(image):
-    """What rootless.py tells. It runs from a copy: the repository may be in a private home."""
-    with tempfile.TemporaryDirectory(prefix="bento-rootless-") as copy:
-        for package in (Path(bento_tor.__file__).parent, Path(msgspec.__file__).parent):
-            shutil.copytree(package, Path(copy) / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-        for file in (HERE / "runner.py", HERE / "rootless.py", pyseccomp.__file__):
-            shutil.copy(file, copy)
-        subprocess.run(["chmod", "-R", "a+rX", copy], check=True)
-        command = ["/usr/bin/python3", "-I", "-B", f"{copy}/rootless.py", str(image.path.parent), copy]
-        if os.geteuid() == 0:
-            command = ["setpriv", f"--reuid={ORDINARY_UID}", f"--regid={ORDINARY_UID}", "--clear-groups", *command]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd="/")
-        assert answer.returncode == 0, answer.stderr
-        return json.loads(answer.stdout)
+def told(image, ordinary_user):
+    """What rootless.py tells."""
+    ordinary_user.add(HERE / "runner.py", HERE / "rootless.py")
+    answer = ordinary_user.run("rootless", str(image.path.parent))
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout)
 
 
 def test_it_is_not_root(told):

@@ -1,6 +1,7 @@
-"""The hostile table, cases 1 to 42 and 59: what a function may try with the machine it runs on. A row each.
+"""The hostile table, cases 1 to 42 and 59: what a function may try with the machine that it runs on. A row each.
 
-Travels along for the rootless run: standard library only, and what is beside it.
+Data, and what a row expects; who plays it is bento_tor/server/rehearsal.py, for the tests and for `doctor --hostile`.
+Numbers are those of docs/threat-model.md's table of cases. Every attempt is harmless where it succeeds.
 """
 
 # A row is a line or two, however long.
@@ -8,7 +9,16 @@ Travels along for the rootless run: standard library only, and what is beside it
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import msgspec
+
+from bento_tor.policy.limits import MIB, Limits
+
+# What a row runs under where it does not say otherwise: small, so that every limit is soon met.
+CEILING = Limits(memory_bytes=96 * MIB, pids=16, cpu_s=20, wall_s=20, data_bytes=8 * MIB, data_inodes=1024)
 
 # `attempt` tells an error's name, or what came of it; `system` makes a bare system call (x86-64 numbers).
 PRELUDE = """
@@ -49,29 +59,69 @@ def bomb():
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """`code`: the body of the function. `word`, `said`: outcome and only message; alternatives by `|`.
 
-    `rootless`: the outcome where there are no cgroups, if another. `limits`: what is not as in the tests' default.
-    `bystander`: what the other session does meanwhile, and is expected to say."""
+    `weak`: the outcome where there are no cgroups, if another. `limits`: what is not as in CEILING. `bystander`: what
+    the other session does meanwhile, and is expected to say (`answer`). `locks_denied`: what both say where files are
+    shared, so that locks are denied (without root)."""
 
     number: int
     name: str
     code: str
     said: str = ""
     word: str = "returned"
-    rootless: str = ""
-    rootless_said: str = ""
+    weak: str = ""
     limits: tuple[tuple[str, int], ...] = ()
     bystander: str = "return 'here'"
     answer: str = "here"
-    rootless_answer: str = ""
+    locks_denied: str = ""
 
     @property
     def id(self) -> str:
         """How it is called in a list."""
         return f"{self.number:02} {self.name}"
+
+    @property
+    def quick(self) -> bool:
+        """Whether it ends at once, and not when its time is up."""
+        return not any(slow in self.word + self.weak for slow in ("killed:time", "killed:cpu"))
+
+    @property
+    def native(self) -> bool:
+        """Whether it only makes sense on x86-64: system call numbers, machine code."""
+        return "system(" in self.code or "native(" in self.code
+
+    def source(self) -> str:
+        """The function."""
+        return _function(self.code)
+
+    def bystanders_source(self) -> str:
+        """The function that runs beside it."""
+        return _function(self.bystander)
+
+    def bounds(self) -> Limits:
+        """The limits it runs under."""
+        return msgspec.structs.replace(CEILING, **dict(self.limits))
+
+    def problems(
+        self, word: str, said: Sequence[str], answer: Sequence[str], *, root: bool, cgroups: bool
+    ) -> list[str]:
+        """How what came of it differs from what is expected on a host like that; empty: it does not."""
+        locked = "" if root else self.locks_denied
+        wanted = (self.word if cgroups else self.weak) or self.word
+        found = [] if word in wanted.split("|") else [f"ended as {word}, not {wanted}"]
+        if (expected := locked or self.said) and (len(said) != 1 or said[0] not in expected.split("|")):
+            found.append(f"said {list(said)!r:.200}, not {expected}")
+        if list(answer) != [locked or self.answer]:
+            found.append(f"a session beside it said {list(answer)!r:.200}, not {locked or self.answer}")
+        return found
+
+
+def _function(body: str) -> str:
+    indented = textwrap.indent(body.strip("\n"), "    ")
+    return f"{PRELUDE}\ndef f():\n{indented}\n"
 
 
 DENIED = "EPERM"
@@ -91,13 +141,13 @@ ROWS = (
     Row(1, "fork bomb", f"try:\n  while True:\n    {FORK}\nexcept OSError as e: return errno.errorcode[e.errno]", "EAGAIN"),
     Row(2, "thread bomb", "try:\n  while True: threading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
         "except RuntimeError as e: return str(e)", "can't start new thread"),
-    Row(3, "memory bomb", "bomb()", word="killed:memory", rootless="raised"),
+    Row(3, "memory bomb", "bomb()", word="killed:memory", weak="raised"),
     Row(4, "mmap of 1 TiB", "return attempt(lambda: mmap.mmap(-1, 1 << 40))", "ENOMEM"),
     Row(5, "memory bomb in a grandchild", "if os.fork() == 0: bomb()\ntime.sleep(60)", word="killed:memory",
-        rootless="killed:time", limits=(("wall_s", 4),)),
+        weak="killed:time", limits=(("wall_s", 4),)),
     Row(6, "CPU spin", "while True: pass", word="killed:cpu", limits=(("cpu_s", 1),)),
     Row(6, "CPU spin in four processes", "os.fork(); os.fork()\nwhile True: pass", word="killed:cpu",
-        rootless="killed:time", limits=(("cpu_s", 1), ("wall_s", 5))),
+        weak="killed:time", limits=(("cpu_s", 1), ("wall_s", 5))),
     Row(6, "CPU spin under a quota", "while True: pass", word="killed:time",
         limits=(("cpu_percent", 20), ("wall_s", 1))),
     Row(7, "sleep forever, deaf to signals", "for s in (1, 2, 3, 14, 15): signal.signal(s, signal.SIG_IGN)\n"
@@ -108,7 +158,7 @@ ROWS = (
         "  for _ in range(99):\n    for a, _b in pairs: socket.send_fds(a, [b'x'], [0] * 10, socket.MSG_DONTWAIT)\n"
         "return attempt(park)", "ETOOMANYREFS"),
     Row(9, "endless recursion", "sys.setrecursionlimit(1 << 30)\ndef g(): g()\ng()",
-        word="killed:memory|crashed:SIGSEGV", rootless="raised|crashed:SIGSEGV"),
+        word="killed:memory|crashed:SIGSEGV", weak="raised|crashed:SIGSEGV"),
     Row(10, "null read", "ctypes.string_at(0)", word="crashed:SIGSEGV"),
     Row(10, "abort", "os.abort()", word="crashed:SIGABRT"),
     Row(10, "a handler of SIGSEGV that returns", "signal.signal(signal.SIGSEGV, print)\nctypes.string_at(0)",
@@ -159,8 +209,8 @@ ROWS = (
         "  system(304, 0, 0, 0), system(303, 0, 0, 0, 0, 0)) + f\" {sorted(os.listdir('/data/../../..'))[0]}\"", "EPERM data"),
     Row(26, "devices", "return ' '.join(sorted(os.listdir('/dev'))) + ' ' + call('shm_open', b'/x', 66, 0o600)",
         "null random urandom zero ENOENT"),
-    Row(27, "lock war", f"{LOCK}\nif result == 'worked': time.sleep(1)\nreturn result", "worked", rootless_said=DENIED,
-        bystander=f"{LOCK}\nreturn result", answer="worked", rootless_answer=DENIED),
+    Row(27, "lock war", f"{LOCK}\nif result == 'worked': time.sleep(1)\nreturn result", "worked", bystander=f"{LOCK}\nreturn result", answer="worked",
+        locks_denied=DENIED),
     # System calls
     Row(28, "other processes' memory", "return each(*[system(n, 1, 1, 0, 0, 0, 0) for n in (101, 310, 311, 438, 312, 434, 440)])",
         DENIED),
@@ -197,11 +247,11 @@ ROWS = (
     # The driver's protocol
     Row(59, "forged last word, then a crash", r"os.write(control(), b'\x85\0\0\0\0'); os.abort()", word="crashed:SIGABRT"),
     Row(59, "forged last word, then an error", r"os.write(control(), b'\x85\0\0\0\0'); raise ValueError", word="exited:1"),
-    Row(59, "a frame of 4 GiB", r"os.write(control(), b'\x82\xff\xff\xff\xff')", word="exited:0"),
+    Row(59, "a frame of 4 GiB", r"os.write(control(), b'\x82\xff\xff\xff\xff'); time.sleep(60)", word="killed:policy"),
     Row(59, "half a frame, and the socket closed", r"os.write(control(), b'\x82\0\0'); os.close(control())", word="exited:1"),
-    Row(59, "a second way to the socket", "os.dup2(control(), 60); os.close(control())\nos.write(60, b'x' * 9)\nreturn 1",
-        word="exited:1"),
+    Row(59, "a second way to the socket", "os.dup2(control(), 60); os.close(control())\nos.write(60, b'x' * 9); time.sleep(60)",
+        word="killed:policy"),
     Row(59, "empty frames without end", r"while True: os.write(control(), b'\x82\0\0\0\1\0' * 99)", word="killed:time|killed:cpu",
         limits=(("wall_s", 1),)),
-    Row(59, "noise", "os.write(control(), os.urandom(1 << 16))", word="exited:0"),
+    Row(59, "noise", "os.write(control(), b'\\0' + os.urandom(1 << 16)); time.sleep(60)", word="killed:policy"),
 )  # fmt: skip
