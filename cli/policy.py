@@ -10,7 +10,8 @@ import msgspec
 
 from bento_tor.cli import ui
 from bento_tor.cli.options import json_option
-from bento_tor.errors import ConfigError
+from bento_tor.cli.ordering import box_folder, state_option
+from bento_tor.errors import BentoError, ConfigError
 
 
 @click.group()
@@ -62,6 +63,91 @@ def show(state: Path | None, as_json: bool) -> None:
     print_policy(msgspec.to_builtins(policy), as_json=as_json)
 
 
+@command.command()
+@click.argument("destination", metavar="ADDRESS[/LEN][:PORT]")
+@state_option
+@json_option
+def block(destination: str, state: Path | None, as_json: bool) -> None:
+    """Let no function connect there by exit egress, from now on; running connections are closed.
+
+    At once on a running box, and at every start. Egress through tor leaves from other relays, and is not concerned."""
+    from bento_tor.server import blocks
+
+    folder, text = _blocking(state, destination)
+    blocks.add(folder, text)
+    _tell_blocks(folder, text, "blocked", as_json=as_json)
+
+
+@command.command()
+@click.argument("destination", metavar="ADDRESS[/LEN][:PORT]")
+@state_option
+@json_option
+def unblock(destination: str, state: Path | None, as_json: bool) -> None:
+    """Block it no more. What your policy's egress_rules and the relay's exit policy refuse stays refused."""
+    from bento_tor.server import blocks
+
+    folder, text = _blocking(state, destination)
+    blocks.remove(folder, text)
+    _tell_blocks(folder, text, "unblocked", as_json=as_json)
+
+
+@command.command()
+@state_option
+@json_option
+def blocked(state: Path | None, as_json: bool) -> None:
+    """List what has been blocked with 'policy block'."""
+    from bento_tor.server import blocks
+
+    found = blocks.read(_known_folder(state))
+    if as_json:
+        ui.result_json({"blocked": found})
+        return
+    for text in found:
+        ui.result(text)
+    if not found:
+        ui.say("nothing is blocked")
+
+
+def _blocking(state: Path | None, destination: str) -> tuple[Path, str]:
+    from bento_tor.server import blocks
+
+    return _known_folder(state), blocks.canonical(destination)
+
+
+def _known_folder(state: Path | None) -> Path:
+    """A box's folder: of another one 'nothing is blocked' would be true, and no comfort."""
+    folder = box_folder(state)
+    if not (folder / "lock").exists():
+        raise ConfigError(f"{folder} is no box's state folder", hint="name it with --state")
+    return folder
+
+
+def _tell_blocks(folder: Path, text: str, done: str, *, as_json: bool) -> None:
+    """Have the running box, if there is one, take the file as it is now."""
+    from bento_tor.server import operator
+
+    try:
+        answer = operator.maybe_ask(folder / "operator.sock", "blocks")
+    except BentoError as error:
+        ui.warn(f"{text} is {done} from the next start on; the running box has not taken it")
+        raise error
+    holds = answer is not None and answer["holds"]
+    if as_json:
+        ui.result_json({"destination": text, "done": done, "running": answer is not None, "in_force": holds})
+        return
+    ui.result(f"{text} is {done}")
+    if answer is None:
+        ui.say("no box runs: it holds from the next start on")
+    elif not holds and done == "blocked":
+        ui.say("this box offers no exit egress: it is kept for when it does")
+
+
+def _said(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "not known" if value is None else str(value) or "-"
+
+
 def print_policy(fields: dict[str, Any], *, as_json: bool) -> None:
     """For people, a line each; or as one object."""
     if as_json:
@@ -73,5 +159,5 @@ def print_policy(fields: dict[str, Any], *, as_json: bool) -> None:
         for name, facts in fields.pop("found").items()
     }
     for name, value in (fields | limits | images).items():
-        text = ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
+        text = ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else _said(value)
         ui.result(f"{name:<25} {ui.escape(text)}")

@@ -33,20 +33,10 @@ def command(public_id: str, state: Path | None, as_json: bool) -> None:
 
 
 def _take_down_stopped(folder: Path, public_id: str) -> None:
-    from bento_tor.server.state import open_state
-    from bento_tor.server.store import Store
+    from bento_tor.server.stopped import open_store
 
-    database = folder / "box" / "box.db"
-    if not database.exists():
+    if not (folder / "box" / "box.db").exists():
         raise ConfigError(f"{folder} is no box's state folder", hint="name it with --state")
-    state = open_state(folder, box_uid=None)  # its lock: no box starts meanwhile
-    try:
-        # Erasing by public id needs no box address: no token is looked up.
-        store = Store(database, "", max_functions=0)
-        try:
-            if store.erase_public(public_id) is None:
-                raise ConfigError(f"this box has no function with the public id {public_id!r}")
-        finally:
-            store.close()
-    finally:
-        state.close()
+    with open_store(folder) as maybe_store:
+        if maybe_store is None or maybe_store.erase_public(public_id) is None:
+            raise ConfigError(f"this box has no function with the public id {public_id!r}")

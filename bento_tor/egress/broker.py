@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from bento_tor.egress.grants import Caps, Event, Grant, Rules
+from bento_tor.egress.grants import Caps, Carried, Event, Grant, Rules
 from bento_tor.egress.names import Names
 from bento_tor.egress.session import Session
 from bento_tor.egress.ways import ExitWay, TorWay, Way
@@ -60,7 +60,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Broker:
-    """All sessions' egress. Belongs to one event loop. `note`: told a session's number and what happened."""
+    """All sessions' egress. Belongs to one event loop. `note`: told a session's number and what happened;
+    `carried`: told what one has carried, at its end."""
 
     def __init__(
         self,
@@ -68,10 +69,12 @@ class Broker:
         *,
         own_addresses: Callable[[], Iterable[IPAddress]],
         note: Callable[[int, Event], None] = lambda number, event: None,
+        carried: Callable[[Carried], None] = lambda message: None,
     ) -> None:
         self._settings = settings
         self._own_addresses = own_addresses
         self._note = note
+        self._carried = carried
         self._socks = settings.maybe_socks
         self._pool = ThreadPoolExecutor(max_workers=_RESOLVER_THREADS, thread_name_prefix="names")
         self._stated = Rules(None)
@@ -110,9 +113,13 @@ class Broker:
         if (listener := self._listeners.pop(number, None)) is not None:
             listener.close()
         if (session := self._sessions.pop(number, None)) is not None:
-            task = asyncio.create_task(session.close())
+            task = asyncio.create_task(self._close(session))
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
+
+    async def _close(self, session: Session) -> None:
+        await session.close()
+        self._carried(session.carried)
 
     def set_rules(self, stated: Rules) -> None:
         """From now on, for running connections too. What cannot be read accepts nothing."""
@@ -126,8 +133,11 @@ class Broker:
         if self._rules.exit_policy is not None:
             self._stop_grace()
             self._judge_again()
-        elif was_known and self._grace is None:
-            self._grace = asyncio.get_running_loop().call_later(UNKNOWN_GRACE_S, self._judge_again)
+        else:
+            if was_known and self._grace is None:
+                self._grace = asyncio.get_running_loop().call_later(UNKNOWN_GRACE_S, self._judge_again)
+            # The grace is for what the relay's policy would say; what the operator has blocked has none.
+            self._close_unless(lambda address, port: not self._rules.blocks(address, port))
 
     def refresh(self) -> None:
         """This machine's addresses may have changed."""
@@ -174,8 +184,11 @@ class Broker:
 
     def _judge_again(self) -> None:
         self._grace = None
+        self._close_unless(self._rules.accepts)
+
+    def _close_unless(self, accepts: Callable[[IPAddress, int], bool]) -> None:
         for session in self._sessions.values():
-            session.judge_again(self._rules)
+            session.judge_again(accepts)
 
     def _stop_grace(self) -> None:
         if self._grace is not None:

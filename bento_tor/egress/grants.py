@@ -94,15 +94,30 @@ class Noted(_Message, frozen=True):
     event: Event
 
 
+class Carried(_Message, frozen=True):
+    """Broker to box: session `number` is over; so many bytes went out, and came in, by that class of egress."""
+
+    number: Number
+    egress: Egress
+    bytes_out: Size
+    bytes_in: Size
+
+
+class Ruled(_Message, frozen=True):
+    """Broker to keeper: the rules last stated hold, for new connections and running ones."""
+
+
 FromKeeper = Listener | Ended | Rules
+FromBroker = Noted | Carried
 T = TypeVar("T")
 
 _FROM_KEEPER: msgspec.msgpack.Decoder[FromKeeper] = msgspec.msgpack.Decoder(FromKeeper)
 _FROM_BOX = msgspec.msgpack.Decoder(Grant)
-_FROM_BROKER = msgspec.msgpack.Decoder(Noted)
+_FROM_BROKER: msgspec.msgpack.Decoder[FromBroker] = msgspec.msgpack.Decoder(FromBroker)
+_RULED = msgspec.msgpack.encode(Ruled())
 
 
-def encode(message: FromKeeper | Grant | Noted) -> bytes:
+def encode(message: FromKeeper | Grant | FromBroker | Ruled) -> bytes:
     """One packet."""
     return msgspec.msgpack.encode(message)
 
@@ -117,9 +132,14 @@ def maybe_grant(packet: bytes) -> Grant | None:
     return _maybe_decode(packet, _FROM_BOX)
 
 
-def maybe_noted(packet: bytes) -> Noted | None:
-    """What the broker says; None where it is nothing that a broker says."""
+def maybe_from_broker(packet: bytes) -> FromBroker | None:
+    """What the broker says to the box; None where it is nothing that a broker says."""
     return _maybe_decode(packet, _FROM_BROKER)
+
+
+def is_ruled(packet: bytes) -> bool:
+    """Whether the broker tells the keeper that its rules hold: the one thing that it tells."""
+    return packet == _RULED
 
 
 def _maybe_decode(packet: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T | None:

@@ -1,20 +1,24 @@
 """The two lines to the broker: the keeper's, and the box's. Each is one end of a SOCK_SEQPACKET pair.
 
-Neither waits for the broker: a packet that does not fit is lost, and what depends on it stays closed.
+Neither waits for the broker, but for its word that new rules hold: a packet that does not fit is lost, and what
+depends on it stays closed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 
 from bento_tor.egress import grants
-from bento_tor.egress.grants import Ended, Grant, Listener, Noted, Rules
+from bento_tor.egress.grants import Ended, FromBroker, Grant, Listener, Rules
 
 log = logging.getLogger(__name__)
+
+_RULED_S = 5.0
 
 
 class KeeperLine:
@@ -35,28 +39,44 @@ class KeeperLine:
             self._sock.send(grants.encode(Ended(number)))
 
     def set_rules(self, rules: Rules) -> bool:
-        """State what `exit` egress may reach from now on. False: the broker did not take it, or has gone."""
+        """State what `exit` egress may reach, and wait until it does hold. False: the broker did not take it, or has
+        gone. One thread at a time."""
         packet = grants.encode(rules)
         if len(packet) > grants.MAX_PACKET_BYTES:
             log.error("the exit policy is too long to be handed on: egress is closed")
             packet = grants.encode(Rules(None))
+        self._forget_late()
         try:
             self._sock.send(packet)
         except OSError:
             return False
-        return True
+        return self._is_ruled()
 
     def close(self) -> None:
         """Hang up: the broker ends."""
         self._sock.close()
 
+    def _forget_late(self) -> None:
+        """An answer that came when nobody waited any more is not the next one's."""
+        with suppress(OSError):
+            while self._sock.recv(grants.MAX_PACKET_BYTES):
+                pass
+
+    def _is_ruled(self) -> bool:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        try:
+            return bool(poll.poll(_RULED_S * 1000)) and grants.is_ruled(self._sock.recv(grants.MAX_PACKET_BYTES))
+        except OSError:
+            return False
+
 
 class BoxLine:
-    """For the box, in its event loop: grants, and what the broker notes."""
+    """For the box, in its event loop: grants, and what the broker tells."""
 
-    def __init__(self, sock: socket.socket, note: Callable[[Noted], None] = lambda noted: None) -> None:
+    def __init__(self, sock: socket.socket, hear: Callable[[FromBroker], None] = lambda message: None) -> None:
         self._sock = sock
-        self._note = note
+        self._hear = hear
         self._open = False
 
     def open(self) -> None:
@@ -87,9 +107,9 @@ class BoxLine:
             return
         except OSError:
             packet = b""
-        noted = grants.maybe_noted(packet)
-        if noted is not None:
-            self._note(noted)
+        message = grants.maybe_from_broker(packet)
+        if message is not None:
+            self._hear(message)
         else:
             if packet:
                 log.warning("the egress broker says what it never says: no more is heard of it")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from bento_tor.egress import grants
 from bento_tor.egress.broker import Broker, Settings
-from bento_tor.egress.grants import Ended, Event, Listener, Noted
+from bento_tor.egress.grants import Ended, Event, FromBroker, Listener, Noted, Ruled
 from bento_tor.egress.host import own_addresses
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,8 @@ def run(keeper: socket.socket, box: socket.socket, settings: Settings, *, uid: i
     """Be the broker, in a process that was forked for it, before there are threads. `uid`: the user to become.
 
     Returns when the keeper or the box has hung up, or says what neither ever says."""
-    _keep_only(keeper.fileno(), box.fileno())
-    _become(uid)
+    keep_only(keeper.fileno(), box.fileno())
+    become(uid)
     os.environ["RES_OPTIONS"] = _RESOLVER_OPTIONS
     asyncio.run(serve(keeper, box, settings))
 
@@ -79,15 +79,18 @@ async def serve(keeper: socket.socket, box: socket.socket, settings: Settings) -
     ended = asyncio.Event()
     box.setblocking(False)
 
-    def note(number: int, event: Event) -> None:
-        with suppress(OSError):  # a box that does not read its notes loses them
-            box.send(grants.encode(Noted(number, event)))
+    def tell(message: FromBroker) -> None:
+        with suppress(OSError):  # a box that does not read what it is told loses it
+            box.send(grants.encode(message))
 
-    broker = Broker(settings, own_addresses=own_addresses, note=note)
+    def note(number: int, event: Event) -> None:
+        tell(Noted(number, event))
+
+    broker = Broker(settings, own_addresses=own_addresses, note=note, carried=tell)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
-    _read(keeper, ended, lambda packet, fds: _hear_keeper(broker, packet, fds))
-    _read(box, ended, lambda packet, fds: _hear_box(broker, packet))
+    hear_packets(keeper, ended, lambda packet, fds: _hear_keeper(broker, keeper, packet, fds))
+    hear_packets(box, ended, lambda packet, fds: _hear_box(broker, packet))
     refreshing = asyncio.create_task(_refresh(broker))
     try:
         await ended.wait()
@@ -98,8 +101,12 @@ async def serve(keeper: socket.socket, box: socket.socket, settings: Settings) -
         await broker.close()
 
 
-def _read(sock: socket.socket, ended: asyncio.Event, hear: Callable[[bytes, list[int]], bool]) -> None:
-    """Hand every packet of `sock` to `hear`; False, or the other end's hanging up, ends everything."""
+def hear_packets(
+    sock: socket.socket, ended: asyncio.Event, hear: Callable[[bytes, list[int]], bool]
+) -> Callable[[], None]:
+    """Hand every packet of `sock` to `hear`; False, or the other end's hanging up, ends everything.
+
+    Gives what takes the next one now, if it is there."""
 
     def receive() -> None:
         fds: list[int] = []
@@ -120,9 +127,10 @@ def _read(sock: socket.socket, ended: asyncio.Event, hear: Callable[[bytes, list
 
     sock.setblocking(False)
     asyncio.get_running_loop().add_reader(sock, receive)
+    return receive
 
 
-def _hear_keeper(broker: Broker, packet: bytes, fds: list[int]) -> bool:
+def _hear_keeper(broker: Broker, keeper: socket.socket, packet: bytes, fds: list[int]) -> bool:
     message = grants.maybe_from_keeper(packet)
     if isinstance(message, Listener):
         if len(fds) != 1:
@@ -132,6 +140,8 @@ def _hear_keeper(broker: Broker, packet: bytes, fds: list[int]) -> bool:
         broker.end(message.number)
     elif message is not None:
         broker.set_rules(message)
+        with suppress(OSError):  # a keeper that waits no more needs no answer
+            keeper.send(grants.encode(Ruled()))
     return message is not None
 
 
@@ -148,7 +158,7 @@ async def _refresh(broker: Broker) -> None:
         broker.refresh()
 
 
-def _keep_only(*kept: int) -> None:
+def keep_only(*kept: int) -> None:
     """Close every other descriptor: what the keeper had open is none of a network program's business."""
     first = 3
     for fd in sorted(kept):
@@ -157,7 +167,8 @@ def _keep_only(*kept: int) -> None:
     os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
-def _become(uid: int | None) -> None:
+def become(uid: int | None, *, maybe_group: int | None = None) -> None:
+    """Give up every right, for good; with that one group besides its own, where there is one. None: stay who we are."""
     libc = ctypes.CDLL(None)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
@@ -165,7 +176,7 @@ def _become(uid: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if uid is not None:
-        os.setgroups([])
+        os.setgroups([] if maybe_group is None else [maybe_group])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     # After the change of user, which clears both.

@@ -11,11 +11,12 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 
-from bento_tor.egress.grants import Event, Grant
+from bento_tor.egress.grants import Carried, Event, Grant
 from bento_tor.egress.socks5 import Parser, Reply, Request, Unanswerable, reply
 from bento_tor.egress.ways import Denied, Opened, Way
 from bento_tor.errors import RemoteProtocolError
-from bento_tor.policy.destinations import Destinations, is_named
+from bento_tor.policy.destinations import is_named
+from bento_tor.policy.exit_policy import IPAddress
 
 _PIECE_BYTES = 64 * 1024
 # From the connection to its request: the forwarder inside sends it at once.
@@ -52,10 +53,15 @@ class Session:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._listener.close()
 
-    def judge_again(self, rules: Destinations) -> None:
+    @property
+    def carried(self) -> Carried:
+        """What went through it so far."""
+        return Carried(self._grant.number, self._grant.egress, self._bytes_out, self._bytes_in)
+
+    def judge_again(self, accepts: Callable[[IPAddress, int], bool]) -> None:
         """Close what goes to where it may not go any more."""
         for task, opened in list(self._opened.items()):
-            if opened.address is not None and not rules.accepts(opened.address, opened.port):
+            if opened.address is not None and not accepts(opened.address, opened.port):
                 self._note("refused")
                 task.cancel()
 
@@ -118,7 +124,7 @@ class Session:
         if task is None:
             return
         self._opened[task] = opened
-        idle = _Idle(self._grant.caps.idle_s, task)
+        idle = Idle(self._grant.caps.idle_s, task)
         try:
             await _send(conn, reply(Reply.OK))
             if request.early:
@@ -133,7 +139,7 @@ class Session:
             idle.stop()
             del self._opened[task]
 
-    async def _pump(self, source: socket.socket, sink: socket.socket, idle: _Idle, *, out: bool) -> None:
+    async def _pump(self, source: socket.socket, sink: socket.socket, idle: Idle, *, out: bool) -> None:
         loop = asyncio.get_running_loop()
         while data := await loop.sock_recv(source, _PIECE_BYTES):
             self._count(len(data) if out else 0, 0 if out else len(data))
@@ -154,7 +160,7 @@ class Session:
             raise ConnectionAbortedError("the session has sent or received all that it may")
 
 
-class _Idle:
+class Idle:
     """Ends a connection over which no byte has gone for so long, whichever end is to blame."""
 
     def __init__(self, limit_s: float, task: asyncio.Task[None]) -> None:

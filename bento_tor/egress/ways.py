@@ -79,9 +79,15 @@ class ExitWay:
         denied = Denied(Reply.HOST)
         for address in accepted[:_ATTEMPTS]:
             try:
-                return Opened(await _connect_to(address, port), address, port)
+                sock = await _connect_to(address, port)
             except Denied as why:
                 denied = why
+                continue
+            if self._rules().accepts(address, port):
+                return Opened(sock, address, port)
+            # They have changed while it was being connected; from here on a change closes it (session.py).
+            sock.close()
+            raise Denied(Reply.POLICY, event="refused")
         raise denied
 
     def close(self) -> None:
@@ -111,11 +117,11 @@ class ExitWay:
 class TorWay:
     """Through the SOCKS port of a tor, on circuits that no other session has. Nothing is resolved here."""
 
-    def __init__(self, endpoint: str | tuple[str, int], rules: Callable[[], Destinations]) -> None:
+    def __init__(self, endpoint: str | tuple[str, int], rules: Callable[[], Destinations], *, word: str = "") -> None:
         self._endpoint = endpoint
         self._rules = rules
         # IsolateSOCKSAuth, a SocksPort's default: streams with another word go by other circuits.
-        self._word = secrets.token_hex(16)
+        self._word = word or secrets.token_hex(16)
 
     async def open(self, host: str | IPAddress, port: int) -> Opened:
         """Raises Denied; tor's own answers, the extended ones of onion services included, pass through."""

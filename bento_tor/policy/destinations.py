@@ -73,10 +73,17 @@ class Destinations:
         address = unmapped(address)
         if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
             return False
-        if self.exit_policy is None or any(address in network for network in self.never):
+        if self.exit_policy is None or self.blocks(address, port):
             return False
+        return exit_policy.accepts(self.exit_policy, address, port)
+
+    def blocks(self, address: IPAddress, port: int) -> bool:
+        """Whether the never-list or the operator's lines forbid it, whatever the relay's exit policy says."""
+        address = unmapped(address)
+        if any(address in network for network in self.never):
+            return True
         first = next((rule for rule in self.operator if rule.covers(address, port)), None)
-        return (first is None or first.accepts) and exit_policy.accepts(self.exit_policy, address, port)
+        return first is not None and not first.accepts
 
     def may_accept(self, port: int) -> bool:
         """Whether any address at all is accepted at this port. If not, a name is not even asked for: a question to the

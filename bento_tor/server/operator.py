@@ -43,19 +43,43 @@ class _Reply(msgspec.Struct):
     error: _Failure | None = None
 
 
-async def serve(listener: socket.socket, verbs: Mapping[str, Verb]) -> asyncio.Server:
-    """Take orders at `listener` until the server is closed."""
+class Orders:
+    """Takes orders, and obeys them by `verbs`."""
 
-    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, verbs: Mapping[str, Verb]) -> None:
+        self._verbs = verbs
+        self._maybe_server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self, listener: socket.socket) -> None:
+        """Begin, at `listener`."""
+        self._maybe_server = await asyncio.start_unix_server(self._receive, sock=listener, limit=_MAX_LINE_BYTES)
+
+    async def close(self) -> None:
+        """Take no more orders; the one that ends the box has its answer when this returns."""
+        if self._maybe_server is not None:
+            self._maybe_server.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_LINE_S)
+
+    async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = b""
         with suppress(ConnectionError, TimeoutError, ValueError):
             async with asyncio.timeout(_LINE_S):
                 line = await reader.readline()
-            writer.write(msgspec.json.encode(await _obey(verbs, line)))
+        # Only now: who connects and says nothing does not hold up the end.
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        with suppress(ConnectionError, TimeoutError):
+            writer.write(msgspec.json.encode(await _obey(self._verbs, line)))
             async with asyncio.timeout(_LINE_S):
                 await writer.drain()
         writer.close()
-
-    return await asyncio.start_unix_server(receive, sock=listener, limit=_MAX_LINE_BYTES)
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(_LINE_S):
+                await writer.wait_closed()
 
 
 async def _obey(verbs: Mapping[str, Verb], line: bytes) -> _Reply:

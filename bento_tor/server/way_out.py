@@ -10,6 +10,9 @@ import logging
 import os
 import socket
 import threading
+from pathlib import Path
+
+import msgspec
 
 from bento_tor.controller.connection import connect
 from bento_tor.controller.endpoints import Endpoint
@@ -24,6 +27,7 @@ from bento_tor.errors import BentoError, ConfigError, SandboxError
 from bento_tor.policy import exit_policy
 from bento_tor.policy.destinations import Destinations, maybe_address, parse_operator
 from bento_tor.policy.document import Policy
+from bento_tor.server import blocks
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +40,13 @@ class WayOut:
     """Egress for the functions of one box. Made by `open_way_out`; call `stop` at the end, from the main thread."""
 
     def __init__(
-        self, policy: Policy, started: process.Started, relay: Endpoint | None, settings: Settings, uid: int | None
+        self,
+        policy: Policy,
+        started: process.Started,
+        relay: Endpoint | None,
+        settings: Settings,
+        uid: int | None,
+        state: Path,
     ):
         self.line = KeeperLine(started.keeper)
         self.box: socket.socket = started.box
@@ -45,17 +55,33 @@ class WayOut:
         self._relay = relay
         self._settings = settings
         self._uid = uid
+        self._state_dir = state
+        self._lines: tuple[str, ...] = ()
+        # Stated by the thread that follows the relay, and by the operator's orders.
+        self._stating = threading.Lock()
         self._last: Rules | None = None
+        self._kernels: Rules | None = None
         self.maybe_claim: socket.socket | None = None  # goes with the process
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="exit-policy", daemon=True)
 
     def open(self) -> None:
         """Close the kernel's door too, then begin to follow the relay's exit policy. Raises SandboxError as root
-        where the kernel takes no rules: what they stop must not get out because a package is missing."""
-        self._state(Rules(None, self._policy.egress_rules))
+        where the kernel takes no rules: what they stop must not get out because a package is missing; ConfigError where
+        what is blocked cannot be read."""
+        self._lines = self._read_lines()
+        self._state(Rules(None))
         if "exit" in self._policy.egress:
             self._thread.start()
+
+    def look(self) -> None:
+        """Read again what the operator has blocked; it holds, in broker and kernel, when this returns, and running
+        connections there are closed. Raises BentoError where it does not."""
+        lines = self._read_lines()
+        with self._stating:
+            self._lines = lines
+            if not self._tell(self._last or Rules(None)):
+                raise SandboxError("the egress broker does not answer", hint="stop the box: its log says more")
 
     def leave_to_box(self) -> socket.socket:
         """In the box's process, after the fork: its line to the broker; the keeper's is none of its business."""
@@ -84,27 +110,57 @@ class WayOut:
                         self._stop.wait(_POLL_S)
             except BentoError as error:
                 log.warning("the relay's exit policy is not known, exit egress is closed: %s", error.message)
-            self._state(Rules(None, self._policy.egress_rules))
+            try:
+                self._state(Rules(None))
+            except SandboxError as error:
+                log.error("exit egress is closed: %s", error.message)
             self._stop.wait(_RETRY_S)
 
     def _follow(self, tor: Tor) -> None:
         text = maybe_exit_policy(tor)
-        self._state(Rules(text, self._policy.egress_rules, _relay_addresses(tor)))
+        self._state(Rules(text, own=_relay_addresses(tor)))
+
+    def _read_lines(self) -> tuple[str, ...]:
+        """The operator's: what he has blocked stands before what his policy says. Raises ConfigError."""
+        return (*blocks.rules(self._state_dir), *self._policy.egress_rules)
 
     def _state(self, rules: Rules) -> None:
-        """Tell broker and kernel, where something has changed."""
+        with self._stating:
+            self._tell(rules)
+
+    def _tell(self, rules: Rules) -> bool:
+        """State to broker and kernel, where something has changed; the operator's lines are added here. False: the
+        broker did not take it. Raises SandboxError where the kernel does not; then the broker is closed."""
+        rules = msgspec.structs.replace(rules, operator=self._lines)
         if rules == self._last:
+            return True
+        try:
+            self._load(rules)
+        except SandboxError:
+            self._last = None
+            self.line.set_rules(Rules(None, self._lines))
+            raise
+        if not self.line.set_rules(rules):
+            return False
+        self._last = rules
+        return True
+
+    def _load(self, rules: Rules) -> None:
+        """The kernel's part. Of a policy that is not known now it keeps the last one: the broker, which accepts
+        nothing new, gives running connections their grace. What the operator has blocked has none."""
+        if self._uid is None:
+            return
+        if rules.exit_policy is None and self._kernels is not None:
+            rules = msgspec.structs.replace(self._kernels, operator=rules.operator)
+        if rules == self._kernels:
             return
         destinations = Destinations(
             exit_policy.parse(rules.exit_policy) if rules.exit_policy is not None else None,
             parse_operator(rules.operator),
             own_addresses() | {address for text in rules.own if (address := maybe_address(text)) is not None},
         )
-        # The kernel first when it opens, and last when it closes: the broker gives running connections their grace.
-        if self._uid is not None and (rules.exit_policy is not None or self._last is None):
-            nft.load(nft.render(destinations, uid=self._uid, resolvers=resolvers(), maybe_socks=self._kernel_socks()))
-        if self.line.set_rules(rules):
-            self._last = rules
+        nft.load(nft.render(destinations, uid=self._uid, resolvers=resolvers(), maybe_socks=self._kernel_socks()))
+        self._kernels = rules
 
     def _kernel_socks(self) -> tuple[exit_policy.IPAddress, int] | None:
         found = self._settings.maybe_socks
@@ -114,11 +170,12 @@ class WayOut:
         return (address, found[1]) if address is not None else None
 
 
-def open_way_out(policy: Policy, *, control: str, socks: str, uid: int | None) -> WayOut | None:
+def open_way_out(policy: Policy, *, control: str, socks: str, uid: int | None, state: Path) -> WayOut | None:
     """Start the broker where the policy offers egress: before there are threads, and before the box is forked.
 
     `control`: the relay's control port (empty: look for one). `socks`: tor's SOCKS port, for `tor` egress. `uid`: the
-    broker's user id, as root. Raises ConfigError where a class is offered that cannot be had."""
+    broker's user id, as root. `state`: where what the operator has blocked is kept. Raises ConfigError where a class
+    is offered that cannot be had."""
     if not policy.egress:
         return None
     if "tor" in policy.egress and not socks:
@@ -131,7 +188,7 @@ def open_way_out(policy: Policy, *, control: str, socks: str, uid: int | None) -
         tor_socks=(str(endpoint.path) if endpoint.path else str(endpoint)) if endpoint is not None else "",
     )
     relay = Endpoint.parse(control) if control else None
-    way_out = WayOut(policy, process.start(settings, uid=uid), relay, settings, uid)
+    way_out = WayOut(policy, process.start(settings, uid=uid), relay, settings, uid, state)
     way_out.maybe_claim = claim
     return way_out
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bento_tor.egress.broker import Settings
-from bento_tor.egress.grants import Caps, Grant, Rules
+from bento_tor.egress.grants import Caps, Carried, Grant, Rules
 from bento_tor.egress.socks5 import Reply
 
 PUBLIC, PUBLIC6, OTHER = "93.184.216.34", "2606:2800::1", "93.184.216.35"
@@ -36,6 +36,18 @@ def test_bytes_and_both_ends_pass_unchanged(egress, broker):
         got = b"".join(iter(lambda: sock.recv(1 << 16), b""))
         writer.join()
     assert (code, got) == (0, b"first " + sent)
+
+
+def test_at_its_end_a_sessions_bytes_are_told_and_nothing_else_of_it(egress, broker):
+    door = broker.session()
+    code, sock = egress.ask(door, PUBLIC, 7, early=b"12345")
+    with sock:
+        sock.shutdown(socket.SHUT_WR)
+        assert code == 0 and b"".join(iter(lambda: sock.recv(1 << 16), b"")) == b"12345"
+    broker.keeper.end(int(door.stem))
+    egress.until(lambda: not broker.noted() and broker.carried, "the end")
+    (carried,) = broker.carried
+    assert carried == Carried(int(door.stem), "exit", 5, 5)
 
 
 def test_never(egress, shared_broker, never_host):
@@ -158,6 +170,23 @@ def test_new_rules_close_what_they_refuse(egress, broker):
         egress.until(lambda: egress.code(door, PUBLIC, 8000) == Reply.POLICY, "closed")
         stays.sendall(b"and still")
         assert egress.exactly(stays, 9) == b"and still"
+
+
+def test_what_the_operator_blocks_is_closed_at_once_also_while_the_policy_is_unknown(egress, broker):
+    door = broker.session()
+    _, stays = egress.ask(door, PUBLIC, 8000)
+    _, goes = egress.ask(door, OTHER, 8000)
+    with stays, goes:
+        # Each says that it holds, which is why nothing has to be waited for.
+        assert broker.keeper.set_rules(Rules(None))
+        assert broker.keeper.set_rules(Rules(None, (f"reject {OTHER}",)))
+        assert goes.recv(1) == b""
+        stays.sendall(b"still here")
+        assert egress.exactly(stays, 10) == b"still here"
+        assert broker.keeper.set_rules(Rules(egress.OPEN_POLICY, (f"reject {OTHER}",)))
+        assert egress.code(door, OTHER, 8000) == Reply.POLICY
+        assert broker.keeper.set_rules(Rules(egress.OPEN_POLICY))
+        assert egress.code(door, OTHER, 8000) == Reply.OK
 
 
 def test_hosts_of_the_manifest_are_the_only_ones_and_others_are_refused_quietly(egress, world, broker):

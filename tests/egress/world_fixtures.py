@@ -20,7 +20,7 @@ import pytest
 
 from bento_tor.egress import grants, nft, socks5
 from bento_tor.egress.broker import Settings
-from bento_tor.egress.grants import Caps, Egress, Grant, Noted, Rules
+from bento_tor.egress.grants import Caps, Carried, Egress, Grant, Noted, Rules
 from bento_tor.egress.link import KeeperLine
 from bento_tor.policy.destinations import Destinations
 from bento_tor.policy.exit_policy import IPAddress, parse
@@ -99,6 +99,7 @@ class RunningBroker:
     box: socket.socket
     directory: Path
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    carried: list[Carried] = field(default_factory=list)
 
     def listener(self) -> tuple[socket.socket, Path]:
         """A session's socket, as the keeper makes it."""
@@ -125,9 +126,11 @@ class RunningBroker:
         found = []
         while True:
             try:
-                found.append(grants.maybe_noted(self.box.recv(4096, socket.MSG_DONTWAIT)))
+                found.append(grants.maybe_from_broker(self.box.recv(4096, socket.MSG_DONTWAIT)))
             except BlockingIOError:
-                return found
+                # What sessions have carried comes by the same line; kept, for whoever wants to know.
+                self.carried += [message for message in found if isinstance(message, Carried)]
+                return [message for message in found if isinstance(message, Noted)]
 
 
 @contextmanager
