@@ -52,7 +52,7 @@ The client makes the tokens itself: 32 random bytes each, fresh for every box. I
     Hello(1, digest of the policy)
     Store(1, invocation, shutdown, ...)
     Chunk(1, 0, code)
-    Execute(2, invocation, session, "main", "[]")
+    Execute(2, invocation, session, "main", "([], {})")
     Open(2, session, 0)
                                                  Welcome(1, digest of the policy)
                                                  Stored(1)
@@ -64,7 +64,9 @@ The client makes the tokens itself: 32 random bytes each, fresh for every box. I
 
 Said twice, it is done once: an Execute with a session token that the box knows starts nothing (Started says `known`),
 and a Store with known tokens and the same digest is Stored. So a client whose connection broke before the answers came
-says the same flight again on a new one, or opens the session where it stopped.
+says the same flight again on a new one, or opens the session where it stopped. Of a Store of more than MAX_DATA_BYTES
+the box keeps for a while what came of it, for the same tokens, manifest and digest: a client that comes back says
+Store, waits for the Ack, and goes on there.
 """
 
 
@@ -80,6 +82,7 @@ def _rules() -> str:
         ("MAX_CHANNELS", states.MAX_CHANNELS, "live channels of a connection"),
         ("MAX_UNANSWERED", states.MAX_UNANSWERED, "Pings, and GetPolicies, that may wait for their answers"),
         ("INITIAL_WINDOW", m.INITIAL_WINDOW, "units that may be sent before the first Ack"),
+        ("MAX_DATA_BYTES", m.MAX_DATA_BYTES, "in one Chunk, Input, Output or Padding"),
     ]
     table = _table(("name", "value", "means"), [(f"`{n}`", str(v), what) for n, v, what in constants])
     return f"## Rules\n\n{rules[rules.index('1. ') :]}\n\n{table}"

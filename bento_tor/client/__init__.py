@@ -9,8 +9,27 @@ with connect("<address>.onion") as box:
     print(session.wait().word)
 """
 
-from bento_tor.client.box import Box, Function, connect
+from bento_tor.client.box import Box, Function, attach, connect
+from bento_tor.client.retries import Ledger, Reconnecting, Retries
 from bento_tor.client.session import Session
 from bento_tor.client.source import load, make_call, parse
+from bento_tor.client.transport import Silent, Stream, Transport
+from bento_tor.policy.outcome import Outcome
 
-__all__ = ["Box", "Function", "Session", "connect", "load", "make_call", "parse"]
+__all__ = [
+    "Box",
+    "Function",
+    "Ledger",
+    "Outcome",
+    "Reconnecting",
+    "Retries",
+    "Session",
+    "Silent",
+    "Stream",
+    "Transport",
+    "attach",
+    "connect",
+    "load",
+    "make_call",
+    "parse",
+]

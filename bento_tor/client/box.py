@@ -1,31 +1,34 @@
 """A box as its user sees it: store functions, run them, come back to sessions, erase.
 
-One connection; whatever can travel together does: storing, starting and opening a function is one flight and one
-round trip.
+Whatever can travel together does: storing, starting and opening a function is one flight and one round trip. Where the
+connection breaks, what was going on is said again on the next one; all of it is idempotent.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from bento_tor.client.route import DEFAULT_SOCKS, BoxAddress, dial, parse_address
-from bento_tor.client.session import Session
+from bento_tor.client import tickets
+from bento_tor.client.line import Line, OnReconnect
+from bento_tor.client.retries import Ledger, MemoryLedger, Retries
+from bento_tor.client.route import DEFAULT_SOCKS, BoxAddress, TorTransport, UnixTransport, parse_address
+from bento_tor.client.session import Begun, Session
 from bento_tor.client.source import Call, Source, entry_call
+from bento_tor.client.terms import AcceptPolicy, Terms
+from bento_tor.client.tickets import Ticket
+from bento_tor.client.transport import Transport
+from bento_tor.client.upload import Upload
 from bento_tor.client.wire import CONNECTION, Wire, refused
 from bento_tor.controller.endpoints import Endpoint
-from bento_tor.errors import Refused, RemoteProtocolError
-from bento_tor.policy import document
-from bento_tor.policy import manifest as manifests
+from bento_tor.errors import BentoError, ConfigError, ConnectError, Refused, RemoteProtocolError
 from bento_tor.policy.document import Policy
-from bento_tor.policy.signature import Signed, verify
 from bento_tor.protocol import messages as m
 
 M = TypeVar("M", bound=m.Message)
-AcceptPolicy = Callable[[Policy, bytes], None]
 
 
 def connect(
@@ -36,23 +39,72 @@ def connect(
     timeout_s: float = 120.0,
     policy_digest: bytes | None = None,
     accept: AcceptPolicy | None = None,
+    retries: Retries | None = None,
+    ledger: Ledger | None = None,
+    on_reconnect: OnReconnect | None = None,
+    transport: Transport | None = None,
 ) -> Box:
     """A box, to be used as a context manager.
 
     address        <56 letters>.onion[:PORT]; unix:PATH is a direct connection, without Tor
     socks          tor's SOCKS port, HOST:PORT or unix:PATH
     identity       connections with one identity may share circuits; by default each has its own
-    timeout_s      for each step: connecting, and each answer
+    timeout_s      for each step: connecting, each answer, and coming back after a connection broke
     policy_digest  the policy that the user has accepted before; without it the policy is fetched first
-    accept         called with a policy not accepted before, and its digest; it raises to refuse"""
+    accept         called with a policy not accepted before, and its digest; it raises to refuse
+    retries        how often to come back by itself (by default 3 times in 10 minutes; Retries(most=0): never)
+    ledger         where reconnections are counted, if other processes of this user are to be counted too
+    on_reconnect   told before each reconnection, from the thread that waits for it
+    transport      another way than Tor's, for tests; see bento_tor.client.memory"""
+    place = parse_address(address)
+    if transport is None:
+        transport = _transport(place, Endpoint.parse(socks), identity or os.urandom(16).hex(), timeout_s)
     return Box(
-        parse_address(address),
-        Endpoint.parse(socks),
-        identity=identity or os.urandom(16).hex(),
-        timeout_s=timeout_s,
-        policy_digest=policy_digest,
-        accept=accept,
+        place,
+        Line(
+            transport,
+            Terms(place, accepted=policy_digest, accept=accept),
+            timeout_s=timeout_s,
+            retries=retries or Retries(),
+            ledger=ledger or MemoryLedger(),
+            on_reconnect=on_reconnect,
+        ),
     )
+
+
+@contextmanager
+def attach(
+    text: str,
+    *,
+    offset: int = 0,
+    socks: str = DEFAULT_SOCKS,
+    identity: str | None = None,
+    timeout_s: float = 120.0,
+    on_reconnect: OnReconnect | None = None,
+) -> Iterator[Session]:
+    """Come back to a session from anywhere, with its ticket alone: `bento1:<box>:session:<token>`.
+
+    Raises ConfigError where the text is no session's ticket. The policy is not asked about again: it was accepted by
+    who started the session, and nothing new is run."""
+    ticket = tickets.parse(text)
+    if ticket.role != "session":
+        raise ConfigError(f"this is a ticket for the {ticket.role} of a function, not a session's")
+    with (
+        connect(ticket.box, socks=socks, identity=identity, timeout_s=timeout_s, on_reconnect=on_reconnect) as box,
+        box.attach(ticket.token, offset=offset) as session,
+    ):
+        yield session
+
+
+def _transport(address: BoxAddress, proxy: Endpoint, identity: str, timeout_s: float) -> Transport:
+    if address.route == "exit":
+        raise ConfigError(
+            "a relay's fingerprint names a box by the exit route",
+            hint="hand in a transport of client.exit_route.ExitRoute, or name the box's onion address",
+        )
+    if address.route == "direct":
+        return UnixTransport(address, timeout_s=timeout_s)
+    return TorTransport(address, proxy, isolation=f"{address} {identity}", timeout_s=timeout_s)
 
 
 class Function:
@@ -89,192 +141,193 @@ class Function:
 
 
 class Box:
-    """One box, on one connection. See `connect`."""
+    """One box, by a connection that comes back where it breaks. See `connect`."""
 
-    def __init__(
-        self,
-        address: BoxAddress,
-        proxy: Endpoint,
-        *,
-        identity: str,
-        timeout_s: float,
-        policy_digest: bytes | None,
-        accept: AcceptPolicy | None,
-    ) -> None:
+    def __init__(self, address: BoxAddress, line: Line) -> None:
         self.address = address
-        self.maybe_policy: Policy | None = None
-        # Whether the onion address signed that policy; None where it is not known, or there is no address to ask for.
-        self.policy_signed: bool | None = None
-        self.policy_digest = b""  # of that policy; empty until it has been read
-        self._proxy = proxy
-        self._identity = identity
-        self._timeout_s = timeout_s
-        self._accepted = policy_digest
-        self._accept = accept
-        self._greeted = False
-        self._wire: Wire
+        self._line = line
 
     def __enter__(self) -> Box:
-        sock = dial(self.address, self._proxy, isolation=f"{self.address} {self._identity}", timeout_s=self._timeout_s)
-        self._wire = Wire(sock, timeout_s=self._timeout_s).__enter__()
+        self._line.open()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._wire.__exit__(*exc)
+        self._line.close()
+
+    def on_sent(self, told: Callable[[int], None]) -> None:
+        """From here on `told` hears how many bytes have gone, after each write: what an upload's progress is shown by.
+        What is said again after a connection broke counts again."""
+        self._line.on_sent = told
+
+    @property
+    def maybe_policy(self) -> Policy | None:
+        """The policy, once the box has told it."""
+        return self._line.terms.maybe_policy
+
+    @property
+    def policy_signed(self) -> bool | None:
+        """Whether the onion address signed that policy; None where it is not known, or there is no address to ask."""
+        return self._line.terms.signed
+
+    @property
+    def policy_digest(self) -> bytes:
+        """The digest of that policy; empty until it has been read."""
+        return self._line.terms.digest
+
+    @property
+    def _wire(self) -> Wire:
+        return self._line.wire
 
     # --- what a user does -------------------------------------------------------------------------------------
 
     def policy(self) -> Policy:
         """What this box is willing to do, as it says now."""
-        self._fly([])
-        if self.maybe_policy is None:
-            self._wire.send(m.GetPolicy())
-            answer = self._answer(CONNECTION)
+
+        def ask(wire: Wire, done: int) -> Policy:
+            self._line.fly(wire, [])
+            if self.maybe_policy is not None:
+                return self.maybe_policy
+            wire.send(m.GetPolicy())
+            answer = _answer(wire, CONNECTION)
             if not isinstance(answer, m.Policy):
                 raise RemoteProtocolError("the box answered something else than its policy")
-            self.maybe_policy = self._read_policy(answer)
-        return self.maybe_policy
+            return self._line.terms.read(answer)
+
+        return self._line.again(ask)
 
     def ping(self) -> float:
         """Seconds for a round trip to the box and back."""
-        self._fly([])
-        begun = time.monotonic()
-        self._wire.send(m.Ping(0))
-        if not isinstance(self._answer(CONNECTION), m.Pong):
-            raise RemoteProtocolError("the box answered something else than Pong")
-        return time.monotonic() - begun
 
-    def upload(self, source: Source) -> Function:
-        """Store a function under fresh tokens."""
-        invocation, shutdown = _fresh_token(), _fresh_token()
-        channel = self._wire.new_channel()
-        self._fly([*_upload(channel, invocation, shutdown, source)], source)
-        stored = self._finish(channel, m.Stored)
-        return Function(self, invocation, shutdown=shutdown, maybe_source=source, public_id=stored.public_id)
+        def ask(wire: Wire, done: int) -> float:
+            self._line.fly(wire, [])
+            begun = time.monotonic()
+            wire.send(m.Ping(0))
+            if not isinstance(_answer(wire, CONNECTION), m.Pong):
+                raise RemoteProtocolError("the box answered something else than Pong")
+            return time.monotonic() - begun
+
+        return self._line.again(ask)
+
+    def upload(self, source: Source, *, invocation: bytes | None = None, shutdown: bytes | None = None) -> Function:
+        """Store a function, under fresh tokens where none are given."""
+        upload = Upload(source, invocation or _fresh_token(), shutdown or _fresh_token())
+        with self._taking_back(upload, known=invocation is not None or shutdown is not None):
+            stored = self._line.again(lambda wire, done: self._store(wire, upload, again=done > 0)[0])
+        return Function(
+            self, upload.invocation, shutdown=upload.shutdown, maybe_source=source, public_id=stored.public_id
+        )
 
     def function(self, invocation: bytes, *, shutdown: bytes | None = None) -> Function:
         """A function stored before, by its tokens."""
         return Function(self, invocation, shutdown=shutdown)
 
-    def run(self, source: Source, call: Call | None = None) -> Session:
-        """Store, start and open in one flight. `shutdown(session.maybe_shutdown)` erases it."""
-        invocation, shutdown, token = _fresh_token(), _fresh_token(), _fresh_token()
-        upload, channel = self._wire.new_channel(), self._wire.new_channel()
-        self._fly(
-            [
-                *_upload(upload, invocation, shutdown, source),
-                *_start(channel, invocation, token, call or entry_call(source, [])),
-            ],
-            source,
-        )
-        self._finish(upload, m.Stored)
-        session = Session(self._wire, channel, token)
-        session.maybe_shutdown = shutdown
+    def run(self, source: Source, call: Call | None = None, *, first: bytes | None = None) -> Session:
+        """Store, start and open in one flight, with the `first` message of input if there is one (up to 64 KiB).
+
+        `shutdown(session.maybe_shutdown)` erases it."""
+        upload = Upload(source, _fresh_token(), _fresh_token())
+        begun, token = Begun(upload.invocation, call or entry_call(source, []), first), _fresh_token()
+
+        def work(wire: Wire, done: int) -> Session:
+            _, channel = self._store(wire, upload, again=done > 0, begun=(begun, token))
+            return self._session(wire, channel, token, begun=begun, ghosts=done)
+
+        with self._taking_back(upload):
+            session = self._line.again(work)
+        session.maybe_shutdown = upload.shutdown
         return session
 
-    def start(self, invocation: bytes, call: Call) -> Session:
-        """Start a stored function, and attach."""
-        token, channel = _fresh_token(), self._wire.new_channel()
-        self._fly([*_start(channel, invocation, token, call)])
-        return Session(self._wire, channel, token)
+    def start(
+        self, invocation: bytes, call: Call, *, session: bytes | None = None, first: bytes | None = None
+    ) -> Session:
+        """Start a stored function, and attach. `session`: its token; a session that is known is not started again."""
+        begun, token = Begun(invocation, call, first), session or _fresh_token()
+
+        def work(wire: Wire, done: int) -> Session:
+            channel = wire.new_channel()
+            self._line.fly(wire, begun.first_flight(channel, token))
+            return self._session(wire, channel, token, begun=begun, ghosts=done)
+
+        return self._line.again(work)
 
     def attach(self, token: bytes, *, offset: int = 0) -> Session:
         """Come back to a session; its output from `offset` (units) on."""
-        channel = self._wire.new_channel()
-        self._fly([m.Open(channel, token, offset)])
-        return Session(self._wire, channel, token, offset=offset)
+
+        def work(wire: Wire, done: int) -> Session:
+            channel = wire.new_channel()
+            self._line.fly(wire, [m.Open(channel, token, offset)])
+            return self._session(wire, channel, token, offset=offset, ghosts=done)
+
+        return self._line.again(work)
 
     def shutdown(self, token: bytes) -> None:
         """Erase the function of this shutdown token, and end its sessions."""
-        channel = self._wire.new_channel()
-        self._fly([m.Shutdown(channel, token)])
-        self._finish(channel, m.Gone)
 
-    # --- the first words ----------------------------------------------------------------------------------------
+        def work(wire: Wire, done: int) -> None:
+            channel = wire.new_channel()
+            self._line.fly(wire, [m.Shutdown(channel, token)])
+            try:
+                _finish(wire, channel, m.Gone)
+            except Refused as error:
+                # Said twice: the first time may have done it, and the answer was lost.
+                if not (done and error.code == m.Code.TOKEN):
+                    raise
 
-    def _fly(self, flight: list[m.Message], maybe_source: Source | None = None) -> None:
-        """Send a flight; the first one carries the Hello with it, if the box's policy is known."""
-        if self._greeted:
-            self._check_fit(maybe_source)
-            self._wire.send(*flight)
-            return
-        self._greeted = True
-        if self._accepted is not None:
-            self._wire.send(m.Hello(m.VERSION, self._accepted), *flight)
-            if self._welcome():
-                return
+        self._line.again(work)
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _taking_back(self, upload: Upload, *, known: bool = False) -> Iterator[None]:
+        """Where the user gives up before the box has answered, what has gone may be stored and run there all the same,
+        and nobody else knows the tokens: its erasing is sent behind it, and not waited for. `known`: the caller knows
+        them."""
+        try:
+            yield
+        except (KeyboardInterrupt, ConnectError):
+            wire = self._line.wire
+            if wire.begun and not known:
+                with suppress(BentoError):
+                    wire.send(m.Shutdown(wire.new_channel(), upload.shutdown))
+            raise
+
+    def _store(
+        self, wire: Wire, upload: Upload, *, again: bool, begun: tuple[Begun, bytes] | None = None
+    ) -> tuple[m.Stored, int]:
+        """Upload, and start and open a session in the same flight; gives its channel too."""
+        channel, session_channel = wire.new_channel(), wire.new_channel()
+        more = begun[0].first_flight(session_channel, begun[1]) if begun else []
+        if again and upload.is_big:
+            # Only here it pays to wait for an answer: the box may have most of it.
+            self._line.fly(wire, [upload.store(channel)], upload.source)
+            wire.wait_acked(channel, time.monotonic() + self._line.timeout_s)
+            wire.maybe_send(channel, *upload.chunks(channel, wire.next_offset(channel)), *more)
         else:
-            self._wire.send(m.Hello(m.VERSION, None))
-            self._welcome()
-        # The box has told its policy, and dropped the flight: say it again under the terms seen now.
-        self._check_fit(maybe_source)
-        self._wire.send(m.Hello(m.VERSION, self._accepted), *flight)
-        if not self._welcome():
-            raise RemoteProtocolError("the box changes its policy as we read it")
+            self._line.fly(wire, [upload.store(channel), *upload.chunks(channel, 0), *more], upload.source)
+        return _finish(wire, channel, m.Stored), session_channel
 
-    def _welcome(self) -> bool:
-        """The box's answer to Hello. False: it has sent a policy that was not accepted before; now it is."""
-        welcome = self._answer(CONNECTION)
-        if not isinstance(welcome, m.Welcome):
-            raise RemoteProtocolError(f"the box answered {type(welcome).__name__} to Hello")
-        if welcome.policy == self._accepted:
-            return True
-        told, policy = self._answer(CONNECTION), self._answer(CONNECTION)
-        if not (isinstance(told, m.Refused) and isinstance(policy, m.Policy)):
-            raise RemoteProtocolError("the box did not tell its policy")
-        self.maybe_policy = self._read_policy(policy)
-        digest = document.digest(policy.document)
-        if digest != welcome.policy:
-            raise RemoteProtocolError("the box's policy is not the one that it named")
-        if self._accept is not None:
-            self._accept(self.maybe_policy, digest)
-        self._accepted = digest
-        return False
-
-    def _read_policy(self, told: m.Policy) -> Policy:
-        """The policy, whose signature, if it has one, is of the address that we called."""
-        if self.address.route == "onion":
-            signed = Signed(told.document, told.certificate, told.signature)
-            self.policy_signed = verify(signed, self.address.host)
-        self.policy_digest = document.digest(told.document)
-        return document.decode(told.document)
-
-    def _check_fit(self, maybe_source: Source | None) -> None:
-        """Refuse here what the box would refuse, before a byte of code leaves."""
-        if maybe_source is None or self.maybe_policy is None:
-            return
-        if reasons := document.misfits(maybe_source.manifest, self.maybe_policy):
-            raise Refused(
-                f"{maybe_source.name} does not fit this box: it {'; it '.join(reasons)}",
-                hint="'bento-tor client policy' shows what this box gives",
-                code=m.Code.MANIFEST,
-            )
-
-    def _answer(self, channel: int) -> m.Message:
-        return self._wire.wait(channel, deadline=time.monotonic() + self._timeout_s)
-
-    def _finish(self, channel: int, wanted: type[M]) -> M:
-        """Wait for the one answer of a channel."""
-        answer = self._answer(channel)
-        self._wire.forget(channel)
-        if isinstance(answer, m.Refused):
-            raise refused(answer)
-        if not isinstance(answer, wanted):
-            raise RemoteProtocolError(f"the box answered {type(answer).__name__}")
-        return answer
+    def _session(
+        self, wire: Wire, channel: int, token: bytes, *, ghosts: int, offset: int = 0, begun: Begun | None = None
+    ) -> Session:
+        ticket = str(Ticket(str(self.address), "session", token))
+        return Session(
+            self._line, wire, channel, token, offset=offset, maybe_begun=begun, maybe_ticket=ticket, ghosts=ghosts
+        )
 
 
-def _upload(channel: int, invocation: bytes, shutdown: bytes, source: Source) -> Iterator[m.Message]:
-    code = source.text.encode()
-    manifest = manifests.encode(source.manifest)
-    yield m.Store(channel, invocation, shutdown, manifest, len(code), hashlib.sha256(code).digest())
-    for start in range(0, len(code), m.MAX_DATA_BYTES):
-        yield m.Chunk(channel, start, code[start : start + m.MAX_DATA_BYTES])
+def _answer(wire: Wire, channel: int) -> m.Message:
+    return wire.wait(channel, deadline=time.monotonic() + wire.timeout_s)
 
 
-def _start(channel: int, invocation: bytes, session: bytes, call: Call) -> Iterator[m.Message]:
-    yield m.Execute(channel, invocation, session, call.name, call.arguments)
-    yield m.Open(channel, session, 0)
+def _finish(wire: Wire, channel: int, wanted: type[M]) -> M:
+    """Wait for the one answer of a channel."""
+    answer = _answer(wire, channel)
+    wire.forget(channel)
+    if isinstance(answer, m.Refused):
+        raise refused(answer)
+    if not isinstance(answer, wanted):
+        raise RemoteProtocolError(f"the box answered {type(answer).__name__}")
+    return answer
 
 
 def _fresh_token() -> bytes:

@@ -1,4 +1,8 @@
-"""A session as its user sees it: input in, output out, and how it ended."""
+"""A session as its user sees it: input in, output out, and how it ended; whatever becomes of its connection.
+
+Owns what must be known to go on after a connection broke: the offset of the output that was consumed, the input that
+the box has not acknowledged, and the call itself until the box has said that it started.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
+from bento_tor.client.inputs import Unacknowledged
+from bento_tor.client.line import Line
+from bento_tor.client.source import Call
+from bento_tor.client.transport import Silent
 from bento_tor.client.wire import Wire, refused
-from bento_tor.errors import ConnectError, RemoteProtocolError
+from bento_tor.errors import BentoError, ConnectError, LocalProtocolError, RemoteProtocolError, TorError
 from bento_tor.policy.outcome import Outcome
 from bento_tor.protocol import messages as m
 
@@ -20,8 +29,11 @@ _ACK_EVERY_UNITS = m.INITIAL_WINDOW // 4
 _WINDOW_UNITS = 4 * 1024 * 1024
 _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 
+# The last words of a connection that broke have reached the box by then, or never will. Later it is somebody else who
+# has attached, with our token: to take the session back from him for what broke hours ago would be wrong.
+_GHOST_S = 120.0
 
-_SILENT = ("nothing came from the function in this time", "it still runs; --timeout waits longer")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,24 +44,78 @@ class Piece:
     end: bool
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What started a session: said again where the box's answer did not come. `first`: input that went with it."""
+
+    invocation: bytes
+    call: Call
+    first: bytes | None = None
+
+    def first_flight(self, channel: int, token: bytes) -> list[m.Message]:
+        """Execute, Open and the first input."""
+        first = [] if self.first is None else [m.Input(channel, 0, self.first, True, False)]
+        return [*self.flight(channel, token), *first]
+
+    def flight(self, channel: int, token: bytes, offset: int = 0) -> list[m.Message]:
+        """Execute and Open. A session that runs already is not started again."""
+        return [
+            m.Execute(channel, self.invocation, token, self.call.name, self.call.arguments),
+            m.Open(channel, token, offset),
+        ]
+
+
+@dataclass
+class Place:
+    """Where a session is attached: a channel of one wire."""
+
+    wire: Wire
+    channel: int
+    acked: int  # units of output that were acknowledged here, or came before
+    eof_sent: bool = False
+
+
 class Session:
-    """A running or ended call, attached on one connection. Leaving the context detaches; the session goes on.
+    """A running or ended call. Leaving the context detaches; the session goes on.
 
-    Output is read by one thread; input may be sent by another."""
+    Where its connection breaks it comes back by itself (see `connect`), and no byte is lost or comes twice. Output is
+    read by one thread; input may be sent by another."""
 
-    def __init__(self, wire: Wire, channel: int, token: bytes, *, offset: int = 0) -> None:
+    def __init__(
+        self,
+        line: Line,
+        wire: Wire,
+        channel: int,
+        token: bytes,
+        *,
+        offset: int = 0,
+        maybe_begun: Begun | None = None,
+        maybe_ticket: str | None = None,
+        ghosts: int = 0,
+    ) -> None:
+        """As `Box.start` and `Box.attach` make it: the Open has been said on this channel."""
         self.token = token
+        self.ticket = maybe_ticket or ""  # the token as people pass it on: with it, `attach` works on any machine
         self.offset = offset  # units of output consumed
         self.log = b""  # what the function printed last, once it has ended
         self.maybe_outcome: Outcome | None = None
         # Called with the offset that will be acknowledged: the place to note how far one has got.
         self.before_ack: Callable[[int], None] = lambda offset: None
         self.maybe_shutdown: bytes | None = None  # the shutdown token of the function that `Box.run` stored for it
-        self._wire = wire
-        self._channel = channel
-        self._acked = offset
+        self._line = line
+        self._place = Place(wire, channel, offset)
+        self._maybe_begun = maybe_begun  # until Started has come
+        self._unacknowledged = Unacknowledged()
         self._input = threading.Lock()
+        self._input_state = threading.Lock()  # of `_unacknowledged`; never held while anything is sent
+        self._mending = threading.Lock()
         self._attached = True
+        # Connections that broke. The box may hear the last words of one late, after our new Open: it then believes that
+        # the old one is the newest reader, and tells us that we are displaced, by ourselves.
+        self._ghosts = ghosts
+        self._ghosts_until = time.monotonic() + _GHOST_S
+        if maybe_begun is not None and maybe_begun.first is not None:
+            self._unacknowledged.add(maybe_begun.first, end=True, eof=False)
 
     def __enter__(self) -> Session:
         return self
@@ -60,11 +126,15 @@ class Session:
 
     def wait_attached(self) -> None:
         """Wait until the box has attached us. Raises Refused where it does not."""
-        deadline = time.monotonic() + self._wire.timeout_s
-        refusal = self._wire.wait_attached(self._channel, deadline)
-        if refusal is not None:
-            self._leave()
-            raise refused(refusal)
+
+        def wait(place: Place) -> None:
+            deadline = time.monotonic() + self._line.timeout_s
+            refusal = place.wire.wait_attached(place.channel, deadline)
+            if refusal is not None and not self._took_back(place):
+                self._leave()
+                raise refused(refusal)
+
+        self._again(wait)
 
     # --- output -----------------------------------------------------------------------------------------------
 
@@ -74,7 +144,7 @@ class Session:
             yield message
 
     def maybe_receive(self, *, timeout_s: float | None = None) -> bytes | None:
-        """The next message; None where the function has ended. Raises ConnectError after `timeout_s`."""
+        """The next message; None where the function has ended. Raises Silent after `timeout_s`."""
         message: bytearray | None = None
         while (piece := self.maybe_piece(timeout_s=timeout_s)) is not None:
             message = bytearray() if message is None else message
@@ -89,25 +159,23 @@ class Session:
         """The next bytes of output as they arrive; None where the function has ended.
 
         To ask for the next piece says that the one before is dealt with: only then is it acknowledged, and only
-        then may the box forget it. Raises ConnectError where nothing comes for `timeout_s`."""
-        self._acknowledge()
+        then may the box forget it. Raises Silent where nothing comes for `timeout_s`."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while self.maybe_outcome is None and self._attached:
-            message = self._wire.wait(self._channel, deadline=deadline, late=_SILENT)
+            place, message = self._again(lambda place: self._next(place, deadline))
             match message:
-                case m.Output():
-                    self.offset += len(message.data) + message.end
-                    return Piece(message.data, message.end)
-                case m.Padding():
-                    self.offset += len(message.data)
-                    self._acknowledge()
+                case m.Output() | m.Padding():
+                    piece = self._maybe_new(message)
+                    if piece is not None:
+                        return piece
                 case m.Ended():
                     self._end(message)
                 case m.Refused():
-                    self._leave()
-                    raise refused(message)
+                    if not self._took_back(place):
+                        self._leave()
+                        raise refused(message)
                 case m.Started():
-                    pass
+                    self._maybe_begun = None
                 case _:
                     raise RemoteProtocolError(f"the box said {type(message).__name__} to a session")
         return None
@@ -119,6 +187,30 @@ class Session:
         if self.maybe_outcome is None:
             raise ConnectError("the session was left before its end")
         return self.maybe_outcome
+
+    def _next(self, place: Place, deadline: float | None) -> tuple[Place, m.Message]:
+        received = self._consumed(place)
+        if received - place.acked >= _ACK_EVERY_UNITS:
+            self.before_ack(received)
+            place.acked = received
+            place.wire.maybe_send(place.channel, _ack(place.channel, received))
+        return place, place.wire.wait(place.channel, deadline=deadline, late=Silent)
+
+    def _consumed(self, place: Place) -> int:
+        """What may be acknowledged. On a wire that is new some of what we consumed may not have come once more yet."""
+        return max(place.acked, min(self.offset, place.wire.received(place.channel)))
+
+    def _maybe_new(self, message: m.Output | m.Padding) -> Piece | None:
+        """What of it was not consumed yet. While one thread came back at an offset, another may have consumed more from
+        the old wire: that comes once more, and is dropped here."""
+        known = self.offset - message.offset
+        units = len(message.data) + (isinstance(message, m.Output) and message.end)
+        if known >= units:
+            return None
+        self.offset = message.offset + units
+        if isinstance(message, m.Padding):
+            return None
+        return Piece(message.data[known:], message.end)
 
     # --- input ------------------------------------------------------------------------------------------------
 
@@ -132,54 +224,158 @@ class Session:
 
     def _send(self, data: bytes, *, end: bool, eof: bool) -> bool:
         with self._input:
+            if self._unacknowledged.eof:
+                raise LocalProtocolError("input after its end was said")
             left = memoryview(data)
             last = False
-            while not last and (window := self._wire.wait_window(self._channel)):
+            while not last:
+                place, window = self._again(lambda place: (place, place.wire.wait_window(place.channel)))
+                if not window:
+                    if self._took_back(place):
+                        continue
+                    return False
                 part = bytes(left[: min(window, m.MAX_DATA_BYTES)])
                 left = left[len(part) :]
                 # The end of a message takes a unit of the window too.
                 last = not left and (not end or len(part) < window)
                 if part or last:
-                    offset = self._wire.next_offset(self._channel)
-                    said = m.Input(self._channel, offset, part, end and last, eof and last)
-                    if not self._wire.maybe_send(self._channel, said):
+                    self._note(part, end=end and last, eof=eof and last)
+                    if not self._say_all():
                         return False
-            return last
+            return True
+
+    def _say_all(self) -> bool:
+        """Send what is noted. False: the function has ended."""
+        while True:
+            place, done = self._again(lambda place: (place, self._pump(place)))
+            if done or not self._took_back(place):
+                return done
+
+    def _note(self, part: bytes, *, end: bool, eof: bool) -> None:
+        place = self._place
+        begin = place.wire.next_offset(place.channel)
+        with self._input_state:
+            self._unacknowledged.begin(begin)
+            self._unacknowledged.add(part, end=end, eof=eof)
+
+    def _pump(self, place: Place) -> bool:
+        """Send all input that has not gone over this wire. False: the function has ended.
+
+        Used by the one thread that sends input, or by the one that comes back, before others see its new place."""
+        while (said := self._maybe_unsent(place)) is not None:
+            place.eof_sent = said.eof
+            if not place.wire.maybe_send(place.channel, said):
+                return False
+        return not place.wire.is_over(place.channel)
+
+    def _maybe_unsent(self, place: Place) -> m.Input | None:
+        if place.eof_sent:
+            return None
+        offset = place.wire.next_offset(place.channel)
+        with self._input_state:
+            self._unacknowledged.forget(place.wire.acknowledged(place.channel))
+            try:
+                part = self._unacknowledged.maybe_from(offset)
+            except LookupError as why:
+                if place.wire.is_over(place.channel):
+                    return None
+                raise RemoteProtocolError("the box has lost input that it had acknowledged") from why
+        return None if part is None else m.Input(place.channel, part.offset, part.data, part.end, part.eof)
 
     # --- the end ----------------------------------------------------------------------------------------------
 
     def end(self) -> None:
         """Stop the function now. Its outcome still comes, by `wait`."""
-        self._wire.maybe_send(self._channel, m.End(self._channel))
+        self._again(lambda place: place.wire.maybe_send(place.channel, m.End(place.channel)))
 
     def detach(self) -> None:
         """Leave it running. What was consumed is acknowledged, so the box need not keep it."""
         if not self._attached:
             return
-        if self._wire.maybe_send(self._channel, self._ack(), m.Close(self._channel)):
-            deadline = time.monotonic() + self._wire.timeout_s
-            while not isinstance(self._wire.wait(self._channel, deadline=deadline), m.Gone | m.Ended | m.Refused):
-                pass
+        place = self._place
+        # A connection that broke has detached us too; nobody comes back only to say so.
+        with suppress(ConnectError, TorError):
+            ack = _ack(place.channel, self._consumed(place))
+            if place.wire.maybe_send(place.channel, ack, m.Close(place.channel)):
+                deadline = time.monotonic() + self._line.timeout_s
+                while not isinstance(place.wire.wait(place.channel, deadline=deadline), m.Gone | m.Ended | m.Refused):
+                    pass
         self._leave()
-
-    def _acknowledge(self) -> None:
-        if self.offset - self._acked >= _ACK_EVERY_UNITS:
-            self.before_ack(self.offset)
-            self._wire.maybe_send(self._channel, self._ack())
-
-    def _ack(self) -> m.Ack:
-        self._acked = self.offset
-        return m.Ack(self._channel, self.offset, self.offset + _WINDOW_UNITS)
 
     def _end(self, ended: m.Ended) -> None:
         # The end is one unit of the stream: with this Ack the box knows that nothing need be kept.
-        last_ack = m.Ack(self._channel, self.offset + 1, self.offset + 1 + _WINDOW_UNITS)
-        with suppress(ConnectError):
-            self._wire.maybe_send(self._channel, last_ack)
+        place = self._place
+        with suppress(ConnectError, TorError):
+            place.wire.maybe_send(place.channel, _ack(place.channel, place.wire.received(place.channel)))
         self.maybe_outcome = Outcome.parse(ended.outcome, ended.detail)
         self.log = ended.log
         self._leave()
 
     def _leave(self) -> None:
         self._attached = False
-        self._wire.forget(self._channel)
+        self._place.wire.forget(self._place.channel)
+
+    # --- coming back ------------------------------------------------------------------------------------------
+
+    def _again(self, work: Callable[[Place], T]) -> T:
+        """Do `work` where we are attached, and again after coming back, for as long as connections break under it."""
+        while True:
+            place = self._place
+            try:
+                return work(place)
+            except (ConnectError, TorError) as error:
+                self._come_back(place, error)
+
+    def _took_back(self, place: Place) -> bool:
+        """Attach once more where we were displaced by what is left of ourselves. False: it was somebody else."""
+        refusal = place.wire.maybe_refusal(place.channel)
+        if refusal is None or refusal.code is not m.Code.DISPLACED:
+            return False
+        with self._mending:
+            if self._place is place:
+                if not (self._ghosts and self._attached) or time.monotonic() >= self._ghosts_until:
+                    return False
+                self._ghosts -= 1
+                self._reattach(place, None)
+            return True
+
+    def _come_back(self, place: Place, error: BentoError) -> None:
+        with self._mending:
+            self._reattach(place, error)
+
+    def _reattach(self, place: Place, error: BentoError | None) -> None:
+        """Attach anew, over the next wire if this one broke by `error`."""
+        wire = place.wire
+        while self._place is place:
+            if error is not None:
+                if not self._attached:
+                    raise error
+                wire = self._line.come_back(wire, error)
+                self._ghosts += 1
+                self._ghosts_until = time.monotonic() + _GHOST_S
+            try:
+                self._place = self._attach(wire)
+            except (ConnectError, TorError) as again:
+                error = again
+
+    def _attach(self, wire: Wire) -> Place:
+        """Attach where the output stopped, and say again what input the box has not got."""
+        place = Place(wire, wire.new_channel(), self.offset)
+        if self._maybe_begun is not None:
+            flight = self._maybe_begun.flight(place.channel, self.token, place.acked)
+        else:
+            flight = [m.Open(place.channel, self.token, place.acked)]
+        self._line.fly(wire, flight)
+        refusal = wire.wait_attached(place.channel, time.monotonic() + self._line.timeout_s)
+        if refusal is not None and refusal.code is m.Code.DISPLACED and self._ghosts:
+            self._ghosts -= 1
+            return self._attach(wire)
+        if refusal is not None:
+            self._leave()
+            raise refused(refusal)
+        self._pump(place)
+        return place
+
+
+def _ack(channel: int, received: int) -> m.Ack:
+    return m.Ack(channel, received, received + _WINDOW_UNITS)

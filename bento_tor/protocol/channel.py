@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from bento_tor.protocol.messages import (
     INITIAL_WINDOW,
     MAX_ARGUMENTS_BYTES,
+    MAX_DATA_BYTES,
     Ack,
     Chunk,
     Ended,
@@ -25,6 +26,8 @@ from bento_tor.protocol.states import CHANNEL, IGNORED, Case, ChannelState, Ille
 
 # Where the client's Input may begin only at the box's first Ack.
 _FIRST_ACK_IN = (ChannelState.OPENING, ChannelState.ATTACHING)
+# Where the box's Ack says how much it has of an upload.
+_RESUME_ACK_IN = (ChannelState.RESUMING, ChannelState.RESUMED)
 
 
 def units(message: Message) -> int:
@@ -124,6 +127,8 @@ class Channel:
         match message:
             case Store(size=0):
                 return Case.EMPTY_STORE
+            case Store() if message.size > MAX_DATA_BYTES:
+                return Case.BIG_STORE
             case Chunk() if message.offset + len(message.data) == self.size:
                 return Case.LAST_CHUNK
             case Ack() if self.state is ChannelState.ENDED and message.received == self.outward.next:
@@ -147,6 +152,13 @@ class Channel:
             case Ended():
                 # It needs no window, or a client that takes nothing could keep a session from ending.
                 self.outward.offset += 1
+            case Ack() if sender is Role.BOX and self.state in _RESUME_ACK_IN:
+                if message.received >= self.size:
+                    raise Illegal(f"an Ack of {message.received} bytes of an upload of {self.size} that is not stored")
+                if message.limit != self.size:
+                    # Else the peer could go on beyond what was announced.
+                    raise Illegal(f"an Ack with a limit of {message.limit} for an upload of {self.size} bytes")
+                self.inward.begin(message.received, message.limit, exactly=False)
             case Ack() if sender is Role.BOX and self.state in _FIRST_ACK_IN:
                 exactly = self.state is ChannelState.ATTACHING
                 self.inward.begin(message.received, message.limit, exactly=exactly)

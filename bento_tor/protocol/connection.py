@@ -96,6 +96,11 @@ class Connection:
         if self.state not in _AT_AN_END:
             self._buffer.append(data)
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a frame has begun whose rest is still to come."""
+        return len(self._buffer) > 0
+
     def next_event(self) -> Message | NeedData | EndOfStream:
         """The peer's next message; NEED_DATA where more bytes are needed; EndOfStream when no more will come.
 
@@ -151,6 +156,10 @@ class Connection:
     def next_offset(self, channel: int) -> int:
         """The offset of what we send next on this channel. Raises LocalProtocolError if it is not live."""
         return self._flow(channel, self.role).next
+
+    def acknowledged(self, channel: int) -> int:
+        """Units of ours that the peer has acknowledged. Raises LocalProtocolError if it is not live."""
+        return self._flow(channel, self.role).acked
 
     def received(self, channel: int) -> int:
         """Units that came on this channel, for an Ack. Raises LocalProtocolError if it is not live."""

@@ -95,7 +95,8 @@ class Chunk(Message):
 class Execute(Message):
     """Start a session of a stored function on a fresh channel. A known session token starts nothing again.
 
-    `arguments` are Python literals as source text, at most 32 KiB of UTF-8."""
+    `arguments` is one Python literal as source text, a list and a dict: `([5, 12], {'name': 'x'})`; at most
+    32 KiB of UTF-8."""
 
     channel: Channel
     invocation: Token

@@ -32,7 +32,11 @@ The rules:
     wait for that Ack. Elsewhere it waits, and begins at the `received` of that first Ack, which alone may
     be above what was sent. If a session that was executed here turns out to be known already, the client
     goes on at `received` if that is higher than what it has sent.
-11. Close is always answered by Gone (or was crossed by a Refused). After Ended, an Ack that includes its
+11. The box answers a Store of more than MAX_DATA_BYTES with one Ack: how many bytes it has kept of the same
+    upload from a connection that broke, always fewer than all; its `limit` is the size. The client need not
+    wait for it; its next Chunk may go on where it is, or at `received` if that is higher. The box drops
+    what it has already.
+12. Close is always answered by Gone (or was crossed by a Refused). After Ended, an Ack that includes its
     unit finishes the channel: now the box knows that the client has everything.
 """
 
@@ -122,6 +126,8 @@ class ChannelState(Enum):
     FRESH = auto()  # higher than all numbers so far
     UPLOADING = auto()  # bytes of code are due
     AWAITING = auto()  # all bytes are there; the box owes Stored
+    RESUMING = auto()  # bytes of code are due; the box owes the Ack that says how many it has
+    RESUMED = auto()  # all bytes are there; the box owes that Ack, then Stored
     CALLED = auto()  # Execute said; the box owes Started
     PIPELINED = auto()  # Execute and Open said; the box owes Started, then an Ack
     STARTED = auto()  # the session waits for an Open
@@ -141,6 +147,7 @@ class Case(Enum):
     OTHER_DIGEST = "Welcome with another digest than Hello's"
     POLICY_REFUSED = "Refused (channel 0, policy)"
     EMPTY_STORE = "Store with size 0"
+    BIG_STORE = "Store with a size above MAX_DATA_BYTES"
     LAST_CHUNK = "Chunk with the last byte"
     LAST_ACK = "Ack with the unit of Ended"
 
@@ -186,12 +193,15 @@ CHANNEL: dict[Role, ChannelTable] = {
         _S.FRESH: {
             Store: _S.UPLOADING,
             Case.EMPTY_STORE: _S.AWAITING,
+            Case.BIG_STORE: _S.RESUMING,
             Execute: _S.CALLED,
             Open: _S.ATTACHING,
             Shutdown: _S.ERASING,
         },
         _S.UPLOADING: {Chunk: _S.UPLOADING, Case.LAST_CHUNK: _S.AWAITING},
         _S.AWAITING: {},
+        _S.RESUMING: {Chunk: _S.RESUMING, Case.LAST_CHUNK: _S.RESUMED},
+        _S.RESUMED: {},
         _S.CALLED: {Open: _S.PIPELINED, Close: _S.CLOSING},
         _S.PIPELINED: {
             Input: _S.PIPELINED,
@@ -234,6 +244,8 @@ CHANNEL: dict[Role, ChannelTable] = {
         _S.FRESH: {},
         _S.UPLOADING: {Stored: _S.FINISHED, Refused: _S.FINISHED},
         _S.AWAITING: {Stored: _S.FINISHED, Refused: _S.FINISHED},
+        _S.RESUMING: {Ack: _S.UPLOADING, Refused: _S.FINISHED},
+        _S.RESUMED: {Ack: _S.AWAITING, Refused: _S.FINISHED},
         _S.CALLED: {Started: _S.STARTED, Refused: _S.FINISHED},
         _S.PIPELINED: {Started: _S.OPENING, Refused: _S.FINISHED},
         _S.STARTED: {Refused: _S.FINISHED},

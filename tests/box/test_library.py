@@ -9,7 +9,9 @@ import threading
 
 import pytest
 
-from bento_tor.client import parse
+from bento_tor.client import Reconnecting, Retries, parse
+from bento_tor.client.cutting import NEVER, CutTransport
+from bento_tor.client.route import UnixTransport, parse_address
 from bento_tor.client.session import Session
 from bento_tor.client.source import make_call
 from bento_tor.errors import ConnectError, Refused
@@ -262,7 +264,7 @@ def test_a_function_that_does_not_fit_is_refused_here_and_at_the_box(box) -> Non
     with box.connect() as there, pytest.raises(Refused, match="asks for 512 MiB of memory; this box gives 64 MiB"):
         there.run(greedy)
     with box.connect() as liar:
-        digest = liar.policy() and liar._accepted
+        digest = liar.policy() and liar.policy_digest
     # This one has no policy to check against, so the box must.
     with box.connect(policy_digest=digest) as liar, pytest.raises(Refused, match="the box refused: asks for 512 MiB"):
         liar.run(greedy)
@@ -298,7 +300,101 @@ def test_what_a_session_said_is_said_once_though_the_flight_came_twice(box) -> N
             m.Input(channel, 0, b"a", True, False),
             m.Input(channel, 2, b"b", True, False),
         )
-        again = Session(there._wire, channel, session.token)
+        again = Session(there._line, there._wire, channel, session.token)
         assert [again.maybe_receive(), again.maybe_receive()] == [b"a", b"b"]
         again.end()
         assert again.wait().word == "killed:user"
+
+
+def breaking(address: str, cuts: list[tuple[int, int]]) -> CutTransport:
+    """A way to the box whose first streams break after so many bytes each way."""
+    return CutTransport(UnixTransport(parse_address(address), timeout_s=30), cuts)
+
+
+OFTEN = Retries(most=100, first_wait_s=0.01)
+
+
+def test_twenty_megabytes_survive_breaks_at_random_places(box) -> None:
+    dice = random.Random(3)
+    way = breaking(box.address, [(NEVER, dice.randint(1, 4_000_000)) for _ in range(8)])
+    text = "import random\ndef f():\n  r = random.Random(7)\n  for n in range(200): api.send(r.randbytes(n * 1000))"
+    source = random.Random(7)
+    with box.connect(transport=way, retries=OFTEN) as there:
+        session = there.run(parse("f", text))
+        for number in range(200):
+            assert session.maybe_receive() == source.randbytes(number * 1000)
+        assert session.wait().word == "returned"
+    assert len(way.streams) > 4
+
+
+def test_input_survives_breaks_at_random_places(box) -> None:
+    dice = random.Random(4)
+    way = breaking(box.address, [(dice.randint(200, 300_000), dice.randint(200, 300_000)) for _ in range(8)])
+    words = [random.Random(number).randbytes(number * 3701 % 90_000) for number in range(40)]
+    with box.connect(transport=way, retries=OFTEN) as there:
+        session = there.run(ECHO)
+
+        def feed() -> None:
+            for word in words:
+                session.send(word)
+            session.send("stop")
+
+        feeding = threading.Thread(target=feed)
+        feeding.start()
+        assert list(session) == [*words, b"bye"]
+        feeding.join()
+    assert len(way.streams) > 4
+
+
+def test_an_upload_goes_on_where_its_connection_broke(box) -> None:
+    big = parse("f", "def f(): return 'whole'\n" + "#" * 900_000)
+    way = breaking(box.address, [(500_000, NEVER), (300_000, NEVER)])
+    with box.connect(transport=way, retries=OFTEN) as there:
+        there.policy()
+        assert list(there.upload(big).start()) == [b"whole"]
+    # Without a part kept at the box the 300,000 bytes of the second try would be lost, and the third would have all.
+    assert len(way.streams) == 3
+
+
+def test_a_run_survives_breaks_close_together(box) -> None:
+    for seed in range(12):
+        dice = random.Random(seed)
+        way = breaking(box.address, [(dice.randint(0, 900), dice.randint(0, 500)) for _ in range(4)])
+        with box.connect(transport=way, retries=OFTEN) as there:
+            session = there.run(ECHO, first=b"one")
+            assert session.maybe_receive() == b"one"
+            session.send("stop")
+            assert list(session) == [b"bye"] and session.wait().word == "returned"
+
+
+def test_a_session_of_a_box_that_died_is_lost_and_what_came_of_it_stays(new_box) -> None:
+    first = new_box()
+    told: list[Reconnecting] = []
+    with first.connect(on_reconnect=told.append) as there:
+        session = there.run(ECHO)
+        session.send("before")
+        assert session.maybe_receive() == b"before"
+        first.kill()
+        waiting: list[str] = []
+        thread = threading.Thread(target=lambda: waiting.append(session.wait().word))
+        thread.start()
+        new_box()
+        thread.join(timeout=30)
+        assert waiting == ["lost"] and told
+        shutdown = session.maybe_shutdown
+        assert shutdown is not None
+        there.shutdown(shutdown)  # the function is still there, and goes
+
+
+def test_a_session_is_left_before_anything_was_acknowledged_and_its_ticket_is_enough(box) -> None:
+    from bento_tor.client import attach
+
+    text = "def f():\n    for n in range(30): api.send(bytes([n]) * 10_000)"
+    with box.connect() as there:
+        session = there.run(parse("f", text))
+        session.wait_attached()
+        ticket = session.ticket
+    assert ticket.startswith(f"bento1:{box.address}:session:")
+    with attach(ticket, timeout_s=30) as again:
+        assert list(again) == [bytes([number]) * 10_000 for number in range(30)]
+        assert again.wait().word == "returned"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bento_tor.client import keyring
-from bento_tor.client.keyring import Kept
+from bento_tor.client.keyring import Kept, KeptSession
 from bento_tor.errors import ConfigError
 
 
@@ -70,3 +70,32 @@ def test_a_damaged_one_is_kept_and_said(path: Path) -> None:
 def test_a_name_that_is_taken_gets_a_number() -> None:
     ring = keyring.Keyring(functions={"f": Kept("b", b""), "f-2": Kept("b", b"")})
     assert (ring.free_name("f"), ring.free_name("g")) == ("f-3", "g")
+
+
+def test_sessions_are_numbered_and_found_by_their_token() -> None:
+    ring = keyring.Keyring(functions={"f.1": Kept("b", b"")})
+    kept = KeptSession("b", "f", b"t" * 32)
+    assert (ring.add_session("f", kept), ring.add_session("f", kept)) == ("f.2", "f.3")
+    assert ring.maybe_session("b", b"t" * 32) == "f.2" and ring.maybe_session("c", b"t" * 32) is None
+
+
+def test_reconnections_are_counted_over_processes() -> None:
+    ledger = keyring.KeptLedger("box")
+    with ledger.changing() as times:
+        times.append(1.0)
+    with keyring.KeptLedger("box").changing() as times:
+        assert times == [1.0]
+    with keyring.KeptLedger("other").changing() as times:
+        assert times == []
+
+
+def test_a_box_is_forgotten_with_all_that_is_known_of_it() -> None:
+    ring = keyring.Keyring(policies={"box": b"d"}, signed=["box"], reconnects={"box": [1.0]})
+    ring.forget("box")
+    assert ring == keyring.Keyring()
+
+
+def test_a_keyring_of_before_is_read(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text('{"functions": {}, "sessions": {"f.1": {"box": "b", "function": "f", "session": "dA=="}}}')
+    assert keyring.read().sessions["f.1"].state == keyring.RUNNING

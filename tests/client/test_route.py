@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bento_tor.client.route import BoxAddress, dial, parse_address
+from bento_tor.client.route import BoxAddress, TorTransport, UnixTransport, parse_address
 from bento_tor.controller.endpoints import Endpoint
 from bento_tor.controller.onion import onion_address
 from bento_tor.errors import BentoError, ConfigError, ConnectError, TorError
@@ -35,30 +35,32 @@ def test_what_is_no_address_is_refused_before_tor_is_asked(text: str) -> None:
 def test_no_tor_is_said_with_the_place_that_was_tried(tmp_path: Path) -> None:
     for proxy in (Endpoint.parse("127.0.0.1:1"), Endpoint.parse(f"unix:{tmp_path}/none")):
         with pytest.raises(TorError, match="no tor answers as a SOCKS proxy") as caught:
-            dial(parse_address(ONION), proxy, isolation="x", timeout_s=5)
+            TorTransport(parse_address(ONION), proxy, isolation="x", timeout_s=5).open()
         assert str(proxy) in caught.value.message
 
 
 def test_no_box_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConnectError, match="no box listens"):
-        dial(parse_address(f"unix:{tmp_path}/none"), Endpoint.parse("127.0.0.1:1"), isolation="x", timeout_s=5)
+        UnixTransport(parse_address(f"unix:{tmp_path}/none"), timeout_s=5).open()
+
+
+FIRST = b"what rides along"
 
 
 def answer_once(listener: socket.socket, reply: bytes, heard: list[bytes]) -> None:
     """A SOCKS server for one connection, which answers the request with `reply`, a byte at a time."""
     peer, _ = listener.accept()
     with peer:
-        peer.recv(64)
-        peer.sendall(b"\x05\x02")
-        heard.append(peer.recv(512))
-        peer.sendall(b"\x01\x00")
-        heard.append(peer.recv(512))
+        for answer in (b"\x05\x02", b"\x01\x00"):
+            heard.append(peer.recv(4096))
+            peer.sendall(answer)
+        heard.append(peer.recv(4096))
         with suppress(BrokenPipeError):  # a client that has read why not leaves
             for byte in reply:
                 peer.sendall(bytes([byte]))
 
 
-def ask_fake_socks(tmp_path: Path, reply: bytes) -> tuple[BentoError | None, list[bytes]]:
+def ask_fake_socks(tmp_path: Path, reply: bytes) -> tuple[BentoError | None, list[bytes], bytes]:
     heard: list[bytes] = []
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socks"))
@@ -66,12 +68,14 @@ def ask_fake_socks(tmp_path: Path, reply: bytes) -> tuple[BentoError | None, lis
         server = threading.Thread(target=answer_once, args=(listener, reply, heard))
         server.start()
         proxy = Endpoint.parse(f"unix:{tmp_path}/socks")
+        stream = TorTransport(parse_address(ONION), proxy, isolation="word", timeout_s=5).open()
         try:
-            dial(parse_address(ONION), proxy, isolation="word", timeout_s=5).close()
-            return None, heard
+            stream.send(FIRST)
+            return None, heard, stream.recv(1)
         except BentoError as error:
-            return error, heard
+            return error, heard, b""
         finally:
+            stream.close()
             server.join()
 
 
@@ -88,12 +92,28 @@ def ask_fake_socks(tmp_path: Path, reply: bytes) -> tuple[BentoError | None, lis
     ],
 )
 def test_tors_answers_become_sentences(tmp_path: Path, code: int, words: str) -> None:
-    error, _ = ask_fake_socks(tmp_path, bytes([5, code, 0, 1, 0, 0, 0, 0, 0, 0]))
+    error, *_ = ask_fake_socks(tmp_path, bytes([5, code, 0, 1, 0, 0, 0, 0, 0, 0]))
     assert isinstance(error, ConnectError) and words in error.message and error.hint and error.exit_code == 6
 
 
+ANSWER = b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"
+
+
 def test_the_name_is_resolved_by_tor_and_the_isolation_word_is_not_shown(tmp_path: Path) -> None:
-    error, heard = ask_fake_socks(tmp_path, b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00")
+    error, heard, _ = ask_fake_socks(tmp_path, ANSWER)
     assert error is None
-    assert ONION.encode() in heard[1]
-    assert b"word" not in heard[0] and not heard[0][2:].startswith(b"<torS0X>")
+    assert heard[0] == b"\x05\x01\x02" and ONION.encode() in heard[2]
+    assert b"word" not in heard[1] and not heard[1][2:].startswith(b"<torS0X>")
+
+
+def test_the_first_words_ride_with_the_request_and_none_of_the_boxs_are_taken_for_tors(tmp_path: Path) -> None:
+    error, heard, said = ask_fake_socks(tmp_path, ANSWER + b"B")
+    assert error is None
+    assert heard[2].startswith(b"\x05\x01\x00\x03") and heard[2].endswith(b"\x00\x50" + FIRST)
+    assert said == b"B"
+
+
+@pytest.mark.parametrize("reply", [b"", b"HTTP/1.0 400 no", ANSWER[:5], b"\x05\x00\x00\x07" + ANSWER[4:]])
+def test_what_is_no_answer_of_a_tor_is_said(tmp_path: Path, reply: bytes) -> None:
+    error, *_ = ask_fake_socks(tmp_path, reply)
+    assert isinstance(error, TorError) and "no tor answers" in error.message

@@ -39,3 +39,12 @@ def test_a_token_does_not_reach_a_log() -> None:
     ticket = Ticket("x", "session", token)
     assert str(ticket).rsplit(":", 1)[1] not in repr(ticket)
     assert token.hex() not in repr(ticket)
+
+
+def test_a_token_alone_needs_a_box_to_be_told() -> None:
+    ticket = Ticket("unix:/x", "session", b"t" * 32)
+    bare = str(ticket).rsplit(":", 1)[1]
+    assert tickets.parse(f"{bare}\n", maybe_box="unix:/x") == ticket
+    assert tickets.parse(str(ticket), maybe_box="unix:/other") == ticket
+    with pytest.raises(ConfigError):
+        tickets.parse(bare)

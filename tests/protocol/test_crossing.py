@@ -31,6 +31,8 @@ def candidates(connection: Connection, channel: int, number: int) -> list[m.Mess
         offset, received = connection.next_offset(channel), connection.received(channel)
     except LocalProtocolError:
         offset, received = number, number
+    live = connection._channels.maybe_live(channel)
+    size = max(number, live.size if live is not None else 0)
     data = b"x" * (number if number < 6 else m.MAX_DATA_BYTES)
     ack = m.Ack(channel, received, received + m.INITIAL_WINDOW)
     padding = m.Padding(channel, offset, data)
@@ -41,6 +43,7 @@ def candidates(connection: Connection, channel: int, number: int) -> list[m.Mess
             m.GetPolicy(),
             m.Ping(number),
             m.Store(channel, T, T, b"", number, DIGEST),
+            m.Store(channel, T, T, b"", m.MAX_DATA_BYTES + number, DIGEST),
             m.Chunk(channel, offset, data),
             m.Execute(channel, T, T, "f", ""),
             m.Open(channel, T, number),
@@ -58,6 +61,7 @@ def candidates(connection: Connection, channel: int, number: int) -> list[m.Mess
         m.Stored(channel),
         m.Started(channel, False),
         m.Ack(channel, number, m.INITIAL_WINDOW + number),
+        m.Ack(channel, number, size),
         ack,
         m.Output(channel, offset, data, True),
         padding,

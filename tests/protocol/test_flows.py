@@ -15,6 +15,8 @@ from .pair import BYTES, DIGEST, OTHER, POLICY, WHOLE, Cuts, Pair
 TOKEN, SESSION, STOP = b"i" * 32, b"s" * 32, b"x" * 32
 WINDOW = m.INITIAL_WINDOW
 CODE = b"def main(): pass\n"
+HALF = b"x" * m.MAX_DATA_BYTES
+BIG = m.MAX_DATA_BYTES + 1
 
 HELLO = m.Hello(m.VERSION, DIGEST)
 WELCOME = m.Welcome(m.VERSION, DIGEST)
@@ -71,6 +73,25 @@ FLOWS: dict[str, Flow] = {
         *START,
         ("client", [store(1, 6), chunk(1, b"abc"), chunk(1, b"de", 3)]),
         ("client", [chunk(1, b"f", 5)]),
+        ("box", [m.Stored(1)]),
+    ],
+    "a big upload in one flight": [
+        *START,
+        ("client", [store(1, BIG), chunk(1, HALF), chunk(1, b"x", len(HALF))]),
+        ("box", [m.Ack(1, 0, BIG), m.Stored(1)]),
+    ],
+    "a big upload that goes on where it stopped": [
+        *START,
+        ("client", [store(1, BIG)]),
+        ("box", [m.Ack(1, len(HALF), BIG)]),
+        ("client", [chunk(1, b"x", len(HALF))]),
+        ("box", [m.Stored(1)]),
+    ],
+    "a big upload from its beginning, and on from where the box is": [
+        *START,
+        ("client", [store(1, BIG), chunk(1, b"xx")]),
+        ("box", [m.Ack(1, 7, BIG)]),
+        ("client", [chunk(1, HALF[7:], 7), chunk(1, b"x", len(HALF))]),
         ("box", [m.Stored(1)]),
     ],
     "an empty upload": [*START, ("client", [store(1, 0)]), ("box", [m.Stored(1)])],
