@@ -7,16 +7,25 @@ the connection, to be handed in.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from bento_tor.errors import LocalProtocolError
 from bento_tor.policy.outcome import Outcome
 from bento_tor.protocol import messages as m
-from bento_tor.server.sessions import Session
+from bento_tor.server.session import Session
+from bento_tor.server.spool import Spoilt
+
+log = logging.getLogger(__name__)
 
 # Input is acknowledged when this much has been taken since the last Ack.
 _ACK_EVERY_UNITS = m.INITIAL_WINDOW // 4
+# What one reading sends before the next one of its connection has its turn: as much bulk as one write should be, or so
+# many small messages.
+_TURN_BYTES = 64 * 1024
+_TURN_MESSAGES = 64
 
 
 class Place(Protocol):
@@ -27,6 +36,9 @@ class Place(Protocol):
 
     async def send(self, *messages: m.Message) -> None:
         """Send, in one write."""
+
+    async def send_in_turn(self, make: Callable[[], Sequence[m.Message]]) -> bool:
+        """Wait until all who waited before have sent, then send what `make` gives. False: it gave nothing."""
 
     def abort(self) -> None:
         """Drop the connection now."""
@@ -63,11 +75,15 @@ class Reading:
 
     def acknowledge(self, received: int) -> bool:
         """Take an Ack. True: the client has everything, the end included; nothing need be kept."""
-        self.session.acknowledge(received)
-        if not (self.told and received > self.session.output.stop):
+        has_all = self.told and received > self.session.output.stop
+        if has_all:
+            self._place.leave(self._channel)
+        # Whoever was told the end before the newest reader came is displaced too: what he acknowledges, that one has
+        # not got.
+        if not self.session.is_newest(self._on_displaced):
             return False
-        self._place.leave(self._channel)
-        return True
+        self.session.acknowledge(received)
+        return has_all
 
     async def _run(self) -> None:
         try:
@@ -79,6 +95,9 @@ class Reading:
                 await bell.wait()
         except LocalProtocolError:
             pass  # the client has broken the protocol meanwhile: its refusal is on its way
+        except Spoilt as why:
+            with suppress(LocalProtocolError, ConnectionError, TimeoutError):
+                await self._be_spoilt(why)
         except (ConnectionError, TimeoutError):
             self._place.abort()
         finally:
@@ -91,21 +110,59 @@ class Reading:
             await self._place.send(m.Refused(self._channel, m.Code.DISPLACED, "another client reads this session now"))
             return True
         await self._tell_window()
-        while window := self._place.window(self._channel):
-            piece = self.session.output.maybe_read(self._offset, window, m.MAX_DATA_BYTES)
-            if piece is None:
+        while self._may_go_on and self._place.window(self._channel):
+            await self.session.backlog.load(self._offset)
+            sent = await self._place.send_in_turn(self._next_pieces)
+            # A reader before us may have loaded something else meanwhile.
+            if not sent and self.session.output.maybe_block(self._offset) is None:
                 break
-            self._offset = piece.stop
-            if piece.padding:
-                await self._place.send(m.Padding(self._channel, piece.offset, piece.data))
-            else:
-                await self._place.send(m.Output(self._channel, piece.offset, piece.data, piece.end))
+        if self.displaced:
+            return await self._step()
+        if self._offset < self.session.output.base:
+            # The function was erased, or the session forgotten: nothing will ever come, and he must not wait for it.
+            self._place.leave(self._channel)
+            await self._place.send(m.Refused(self._channel, m.Code.OFFSET, "the output from there on is not kept"))
+            return True
         outcome = self.session.maybe_outcome
         if outcome is None or self._offset < self.session.output.stop:
             return False
         self.told = True
         await self._place.send(_ended(self._channel, outcome, self.session.log_tail))
         return True
+
+    @property
+    def _may_go_on(self) -> bool:
+        """Whether what comes next is for us, and still kept."""
+        return not self.displaced and self._offset >= self.session.output.base
+
+    async def _be_spoilt(self, why: Spoilt) -> None:
+        """Say that what is kept cannot be read; where it was freed under us, that is no fault of the disk's."""
+        if not self._may_go_on:
+            await self._step()
+            return
+        log.error("%s", why.message)
+        self._place.leave(self._channel)
+        await self._place.send(m.Refused(self._channel, m.Code.OFFSET, "the output from there on is lost"))
+
+    def _next_pieces(self) -> list[m.Message]:
+        """What goes out in one turn: within the window, and no more than is fair to the connection's other readings."""
+        messages: list[m.Message] = []
+        if not self._may_go_on:
+            # While we waited for our turn a newer reader has taken over, and what is at our offset may be gone.
+            return messages
+        window, room = self._place.window(self._channel), _TURN_BYTES
+        while window and room > 0 and len(messages) < _TURN_MESSAGES:
+            piece = self.session.output.maybe_read(self._offset, window, min(room, m.MAX_DATA_BYTES))
+            if piece is None:
+                break
+            if piece.padding:
+                messages.append(m.Padding(self._channel, piece.offset, piece.data))
+            else:
+                messages.append(m.Output(self._channel, piece.offset, piece.data, piece.end))
+            self._offset = piece.stop
+            window -= piece.stop - piece.offset
+            room -= len(piece.data)
+        return messages
 
     async def _tell_window(self) -> None:
         limit = self.session.input_limit
