@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Seconds(click.FloatRange):
     """How long to wait: at least `min_s`, at most a week. What is no number (nan) is refused too."""
 
-    name = "seconds"
+    name = "number of seconds"
 
     def __init__(self, min_s: float) -> None:
         super().__init__(min=min_s, max=604_800)

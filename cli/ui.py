@@ -11,14 +11,20 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bar
 from rich.status import Status
 
 from bento_tor.errors import BentoError
+
+# Less than that is gone at once.
+_BAR_BYTES = 128 * 1024
 
 _quiet = False
 _verbose = False
@@ -57,6 +63,16 @@ def end_streams() -> None:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def is_verbose() -> bool:
+    """Whether -v was given."""
+    return _verbose
+
+
+def is_interactive() -> bool:
+    """Whether a person types, and sees what comes."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def result(text: str = "") -> None:
@@ -124,18 +140,68 @@ def progress(text: str) -> Iterator[Progress]:
         yield Progress(None)
 
 
+class Meter:
+    """Counts bytes of something that is under way; see `meters`."""
+
+    def __init__(self, maybe_bar: Bar | None, text: str, total_bytes: int | None) -> None:
+        self._maybe_bar = maybe_bar
+        self._task = maybe_bar.add_task(escape(text), total=total_bytes) if maybe_bar is not None else None
+        self._total_bytes = total_bytes
+        self._bytes = 0
+
+    def add(self, count: int) -> None:
+        """So many bytes more."""
+        if self._maybe_bar is not None and self._task is not None:
+            # Frames are counted too, and what is sent again: no bar ends beyond its end.
+            self._bytes = min(self._bytes + count, self._total_bytes or 2**62)
+            self._maybe_bar.update(self._task, completed=self._bytes)
+
+
+@contextmanager
+def meters(*, show: bool) -> Iterator[Callable[[str, int | None], Meter]]:
+    """While the block runs, each call of what it gives (a word, the bytes in all if they are known) begins a line with
+    a count and a rate, and a bar and the time left where they can be known. Nothing is shown where standard error is no
+    terminal, or -q is given."""
+    if _quiet or not show or not sys.stderr.isatty():
+        yield lambda text, total_bytes: Meter(None, text, total_bytes)
+        return
+    columns = [BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
+    with Bar(TextColumn("{task.description}"), *columns, console=Console(stderr=True), transient=True) as bar:
+        yield partial(Meter, bar)
+
+
+@contextmanager
+def bar(text: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """While the block runs, a bar with the time left; what it gives is told of each piece. Little, or what nobody sees
+    at a terminal, has a line only, as `progress` shows it."""
+    if _quiet or total_bytes < _BAR_BYTES or not sys.stderr.isatty():
+        with progress(text):
+            yield lambda count: None
+        return
+    with meters(show=True) as meter:
+        yield meter(text, total_bytes).add
+
+
 def escape(text: str) -> str:
     """Foreign text, made safe for a terminal: control characters (also C1 and bidirectional ones) become visible."""
     return "".join(c if c in "\n\t" or _is_plain(c) else _visible(c) for c in text)
 
 
-def write_output(data: bytes, *, terminal: bool) -> None:
-    """Bytes of a function to standard output: as they are into a pipe, escaped onto a terminal."""
+def write_bytes(data: bytes) -> None:
+    """Bytes of a function to standard output, as they are."""
     with _writing():
-        if terminal:
-            sys.stdout.write(escape(data.decode("utf-8", "replace")))
-        else:
-            sys.stdout.buffer.write(data)
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+
+
+def write_text(text: str, *, prefix: str = "") -> None:
+    """Text of a function to a terminal: escaped, and `prefix` before each line, so that none can pass for ours."""
+    shown = escape(text)
+    if prefix and shown:
+        body = shown.removesuffix("\n")
+        shown = prefix + body.replace("\n", "\n" + prefix) + shown[len(body) :]
+    with _writing():
+        sys.stdout.write(shown)
         sys.stdout.flush()
 
 

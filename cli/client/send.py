@@ -9,20 +9,21 @@ import click
 
 from bento_tor.cli import ui
 from bento_tor.cli.client.reach import Reach, find_session, pass_reach
+from bento_tor.cli.completion import complete_session
 from bento_tor.cli.options import json_option
 from bento_tor.errors import Refused
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", metavar="SESSION", shell_complete=complete_session)
 @click.argument("text")
 @json_option
 @pass_reach
 def command(name: str, text: str, as_json: bool, reach: Reach) -> None:
-    """Send TEXT (or, for -, all of standard input) as one message to the session NAME, and leave it running."""
-    _, kept = find_session(name)
+    """Send TEXT (or, for -, all of standard input) as one message to SESSION, and leave it running."""
+    known_as, kept = find_session(name)
     data = sys.stdin.buffer.read() if text == "-" else os.fsencode(text)
-    with ui.progress(f"sending to {kept.box}"), reach.box(kept.box) as box:
+    with ui.progress(f"sending to {kept.box}"), reach.box(kept.box, remember=bool(known_as)) as box:
         session = box.attach(kept.session, offset=kept.offset)
         session.wait_attached()
         sent = session.send(data)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
+import stat
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +23,8 @@ from bento_tor.policy.outcome import Kind, Outcome
 # A message up to this size that is text is a line; anything else is bytes, and not touched.
 _LINE_BYTES = 64 * 1024
 
+Undisturbed = Callable[[], AbstractContextManager[None]]
+
 
 class Talk:
     """Writes a session's output where the user wants it.
@@ -27,28 +32,97 @@ class Talk:
     Text messages become lines, so that `echo` behaves in a pipe; bytes that are no text, or more than 64 KiB, pass
     as they are. With `raw` or a file everything passes as it is. On a terminal control characters become visible."""
 
-    def __init__(self, *, raw: bool, file: str | None, as_json: bool) -> None:
+    def __init__(self, *, raw: bool, file: str | None, as_json: bool, prefix: str = "", going_on: bool = False) -> None:
+        """`prefix` stands before each line on a terminal: several sessions may share it. `going_on`: what `file` holds
+        came before, and stays."""
         self.messages: list[bytes] = []
+        self.place = 0  # units of output that have been dealt with
+        self.shown = 0  # whole messages of these
+        self.prefix = prefix
+        # A character of several bytes may come in two pieces.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._as_json = as_json
         self._held = bytearray()
         self._passing = False
+        self._stopped = False
         self._terminal = file is None and not as_json and sys.stdout.isatty()
         self._raw = raw or file is not None
-        self._out = _open(file) if file is not None else None
+        self._out = _open(file, going_on=going_on) if file is not None else None
 
-    def carry(self, session: Session) -> Outcome:
-        """Feed standard input to the session, write what comes, until it ends."""
+    def carry(self, session: Session, undisturbed: Undisturbed = nullcontext) -> Outcome:
+        """Feed standard input to the session, write what comes, until it ends.
+
+        Reading on and writing what came are told apart by `undisturbed`: it goes round the second."""
         session.wait_attached()
-        threading.Thread(target=_feed, args=(session,), name="stdin", daemon=True).start()
+        # Where the output goes to a terminal, it shows by itself how far it has come.
+        with ui.meters(show=not self._terminal) as meter:
+            received, maybe_size = meter("received", None), _maybe_stdin_size()
+            sent = meter("sent", maybe_size) if maybe_size is not None else None
+            threading.Thread(target=self._feed, args=(session, sent), name="stdin", daemon=True).start()
+            return self.carry_rest(session, undisturbed, received)
+
+    def carry_rest(
+        self, session: Session, undisturbed: Undisturbed = nullcontext, received: ui.Meter | None = None
+    ) -> Outcome:
+        """Write what comes, until the session ends."""
+        self.place = session.offset
         while (piece := session.maybe_piece()) is not None:
-            self._take(piece.data, end=piece.end)
-        self._flush()
+            with undisturbed():
+                self._take(piece.data, end=piece.end)
+                self.place = session.offset
+                self.shown += piece.end
+            if received is not None:
+                received.add(len(piece.data))
+        self.flush()
         return session.wait()
 
     def write(self, message: bytes) -> None:
         """One whole message."""
         self._take(message, end=True)
-        self._flush()
+        self.flush()
+
+    def messages_as_json(self) -> list[str | dict[str, str]]:
+        """With `as_json`: what has come so far."""
+        return [_as_text(message) for message in self.messages]
+
+    def flush(self) -> None:
+        """Write what is held back of a message that has not ended."""
+        if self._held and self._as_json:
+            self.messages.append(bytes(self._held))
+        elif self._held:
+            self._write_line(end=False)
+        self._held.clear()
+
+    def stop(self) -> None:
+        """The session is being left: what is typed from here on, and its end, are not for it. What came is written."""
+        self._stopped = True
+        self.flush()
+
+    def _feed(self, session: Session, maybe_sent: ui.Meter | None) -> None:
+        """Each line of standard input is a message. Read raw: a thread that waits in a buffer blocks the program's
+        end."""
+        with suppress(BentoError):
+            rest = bytearray()  # grows in place: a line may be 100 MB long
+            while (data := _read_stdin()) and not self._stopped:
+                *lines, last = data.split(b"\n")
+                for line in lines:
+                    session.send(bytes(rest + line))
+                    rest.clear()
+                if maybe_sent is not None:
+                    maybe_sent.add(len(data))
+                rest += last
+            if self._stopped:
+                return
+            if rest:
+                session.send(bytes(rest))
+            session.finish()
+
+    def close(self) -> None:
+        """The file, if there is one."""
+        if self._out is not None:
+            # What a full disk did not take was told by `_write`; closing tries it once more.
+            with suppress(OSError):
+                self._out.close()
 
     def _take(self, data: bytes, *, end: bool) -> None:
         if self._as_json:
@@ -74,14 +148,12 @@ class Talk:
             data += b"\n"
         self._write(data)
 
-    def _flush(self) -> None:
-        if self._held:
-            self._write(bytes(self._held))
-        self._held.clear()
-
     def _write(self, data: bytes) -> None:
+        if self._out is None and self._terminal:
+            ui.write_text(self._decoder.decode(data), prefix=self.prefix)
+            return
         if self._out is None:
-            ui.write_output(data, terminal=self._terminal)
+            ui.write_bytes(data)
             return
         try:
             self._out.write(data)
@@ -98,20 +170,34 @@ def finish(outcome: Outcome, session: Session, talk: Talk, *, as_json: bool, **m
             {
                 "outcome": outcome.word,
                 "detail": outcome.detail,
-                "messages": [_as_text(message) for message in talk.messages],
+                "messages": talk.messages_as_json(),
                 "printed": printed,
                 **more,
             }
         )
-    elif printed:
-        ui.say("the function printed:\n" + "\n".join(f"  {line}" for line in ui.escape(printed).splitlines()))
-    if outcome.succeeded:
-        return
-    if outcome.kind is Kind.RAISED:
-        if not as_json:
+    else:
+        say_printed(session)
+    if maybe_failure := failure_of(outcome):
+        if outcome.kind is Kind.RAISED and not as_json:
             ui.detail("its traceback:\n" + ui.escape(outcome.detail))
-        raise FunctionFailed(f"the function raised {_last_words(outcome.detail)}", hint="'bento-tor -v' shows where")
-    raise FunctionFailed(f"the function did not return ({outcome.word}): {outcome.detail.strip()}")
+        raise maybe_failure
+
+
+def say_printed(session: Session) -> None:
+    """What the function printed, as the box told it at the end."""
+    if session.log:
+        lines = ui.escape(session.log.decode("utf-8", "replace")).splitlines()
+        ui.say("the function printed:\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def failure_of(outcome: Outcome) -> FunctionFailed | None:
+    """How it failed, in words; None where it succeeded."""
+    if outcome.succeeded:
+        return None
+    if outcome.kind is Kind.RAISED:
+        words = f"the function raised {_last_words(outcome.detail)}"
+        return FunctionFailed(words, hint="" if ui.is_verbose() else "'bento-tor -v' shows where")
+    return FunctionFailed(f"the function did not return ({outcome.word}): {outcome.detail.strip()}")
 
 
 def _last_words(traceback: str) -> str:
@@ -130,19 +216,13 @@ def write_message(message: bytes, talk: Talk, *, as_json: bool) -> None:
         talk.write(message)
 
 
-def _feed(session: Session) -> None:
-    """Each line of standard input is a message. Read raw: a thread that waits in a buffer blocks the program's end."""
-    with suppress(BentoError):
-        rest = bytearray()  # grows in place: a line may be 100 MB long
-        while data := _read_stdin():
-            *lines, last = data.split(b"\n")
-            for line in lines:
-                session.send(bytes(rest + line))
-                rest.clear()
-            rest += last
-        if rest:
-            session.send(bytes(rest))
-        session.finish()
+def _maybe_stdin_size() -> int | None:
+    """Its bytes, where it is a file."""
+    try:
+        facts = os.fstat(0)
+    except OSError:
+        return None
+    return facts.st_size if stat.S_ISREG(facts.st_mode) else None
 
 
 def _read_stdin() -> bytes:
@@ -152,9 +232,9 @@ def _read_stdin() -> bytes:
         return b""
 
 
-def _open(file: str) -> BinaryIO:
+def _open(file: str, *, going_on: bool) -> BinaryIO:
     try:
-        return Path(file).open("wb")
+        return Path(file).open("ab" if going_on else "wb")
     except OSError as why:
         raise ConfigError(f"cannot write {file}: {why.strerror}") from why
 

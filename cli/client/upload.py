@@ -5,13 +5,18 @@ from __future__ import annotations
 import click
 
 from bento_tor.cli import ui
+from bento_tor.cli.client.calls import entry_of, load_source
 from bento_tor.cli.client.reach import Reach, box_option, no_keyring_option, pass_reach
+from bento_tor.cli.client.remember import keep_function
+from bento_tor.cli.completion import complete_source
 from bento_tor.cli.options import json_option
-from bento_tor.errors import ConfigError
+from bento_tor.client import keyring
+from bento_tor.client.keyring import Kept
+from bento_tor.client.tickets import Ticket
 
 
 @click.command()
-@click.argument("file")
+@click.argument("file", shell_complete=complete_source)
 @click.option("--name", metavar="NAME", help="Its name in your keyring; by default the file's.")
 @no_keyring_option
 @box_option
@@ -21,32 +26,17 @@ def command(file: str, name: str | None, no_keyring: bool, box_address: str, as_
     """Store FILE (or a function that ships) at a box, and print its tickets.
 
     The invocation ticket lets its holder run the function; the shutdown ticket lets her erase it. Both are secrets."""
-    from bento_tor.client import keyring, source
-    from bento_tor.client.tickets import Ticket
-
-    function = source.load(file)
+    function = load_source(file)
     wanted = "" if no_keyring else keyring.check_name(function.name if name is None else name)
     with (
-        ui.progress(f"storing {function.name} at {box_address}"),
+        ui.bar(f"storing {function.name} at {box_address}", len(function.text.encode())) as sent,
         reach.box(box_address, remember=not no_keyring) as box,
     ):
+        box.on_sent(sent)
         stored = box.upload(function)
-    kept = keyring.Kept(
-        box_address,
-        stored.invocation,
-        stored.shutdown_token,
-        function.manifest.entry or (function.name if function.name in function.functions else ""),
-    )
-    maybe_name = None
-    if not no_keyring:
-        try:
-            with keyring.changing() as ring:
-                free = ring.free_name(wanted)
-                ring.functions[free] = kept
-            maybe_name = free
-        except ConfigError as error:
-            # It is stored: without its tickets, printed below, nobody could use or erase it.
-            ui.warn(f"{error.message}: keep the tickets yourself")
+    kept = Kept(box_address, stored.invocation, stored.shutdown_token, entry_of(function))
+    # It is stored: where it cannot be kept, nobody could use or erase it but for the tickets.
+    maybe_name = None if no_keyring else keep_function(wanted, kept)
     invocation = str(Ticket(box_address, "invocation", stored.invocation))
     shutdown = str(Ticket(box_address, "shutdown", stored.shutdown_token or b""))
     if as_json:

@@ -1,157 +1,108 @@
-"""A real box in its own processes, reached over its unix socket: everything but Tor."""
+"""The command line at a real pseudo-terminal, for tests of what a person sees."""
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
+import pty
+import re
 import select
-import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
 
-from bento_tor.client import Box, connect
-
-# Sandboxes that wait ready in a box that runs nothing.
-READY = 2
-CONFIG = f"""
-ready = {READY}
-[policy]
-host_stats = "full"
-sessions = 6
-[policy.limits]
-wall_s = 20
-memory_bytes = 67108864
-"""
+WITHIN_S = 30.0
 
 
-def name_of(process: psutil.Process) -> str:
-    """Its name; empty where it ended since it was listed."""
-    try:
-        return process.name()
-    except psutil.NoSuchProcess:
-        return ""
+class Terminal:
+    """`bento-tor` with these arguments, its keyring and its working folder in `home`."""
 
-
-class RunningBox:
-    """`bento-tor serve` as a user starts it."""
-
-    def __init__(self, state: Path, *options: str, config: str = CONFIG) -> None:
-        self.state = state
-        self.address = f"unix:{state}/box.sock"
-        (state.parent / "box.toml").write_text(config)
-        self.log = (state.parent / "log").open("a+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "bento_tor.cli", "serve", "--state", str(state), "--json"]
-            + ["--config", str(state.parent / "box.toml"), *options],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-        )
-        assert self.process.stdout is not None
-        poll = select.poll()
-        poll.register(self.process.stdout, select.POLLIN)
-        assert poll.poll(60_000), self.words()
-        line = self.process.stdout.readline()
-        self.told = json.loads(line) if line else {}
-
-    def words(self) -> str:
-        self.log.seek(0)
-        return self.log.read()
-
-    def connect(self, **options: object) -> Box:
-        return connect(self.address, timeout_s=30, **options)  # type: ignore[arg-type]
-
-    def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def reader(self) -> psutil.Process:
-        """The process that reads from clients: the oldest child that is no sandbox. (Numbers wrap round.)"""
-        found = [child for child in psutil.Process(self.process.pid).children() if name_of(child) not in ("bwrap", "")]
-        return min(found, key=lambda child: child.create_time())
-
-    def sandboxes(self) -> int:
-        """How many run or wait ready."""
-        return sum(name_of(child) == "bwrap" for child in psutil.Process(self.process.pid).children())
-
-    def kill(self) -> None:
-        """As the machine would: no time to tidy up."""
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(timeout=30)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        self.log.close()
-        return status
-
-
-@pytest.fixture
-def ready_sandboxes() -> int:
-    """How many sandboxes a box has that runs nothing."""
-    return READY
-
-
-@pytest.fixture(scope="session")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBox]:
-    """One box for the tests that do not end it."""
-    running = RunningBox(tmp_path_factory.mktemp("box") / "s")
-    yield running
-    words = running.words()
-    assert running.stop() == 0
-    assert "Traceback" not in words, words
-
-
-@pytest.fixture
-def new_box(tmp_path: Path) -> Iterator[Callable[..., RunningBox]]:
-    """Boxes of a test's own."""
-    made: list[RunningBox] = []
-
-    def make(*options: str, **more: str) -> RunningBox:
-        made.append(RunningBox(tmp_path / "s", *options, **more))
-        return made[-1]
-
-    yield make
-    for running in made:
-        if running.process.poll() is None:
-            running.stop()
-        elif running.process.stdout is not None:
-            running.process.stdout.close()
-            running.log.close()
-
-
-@pytest.fixture
-def eventually() -> Callable[..., None]:
-    """Poll until it is so."""
-
-    def wait(what: Callable[[], object], within_s: float = 20.0) -> None:
-        deadline = time.monotonic() + within_s
-        while not what():
-            assert time.monotonic() < deadline, "it did not come to be"
-            time.sleep(0.05)
-
-    return wait
-
-
-@pytest.fixture
-def bento(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The command line, with a keyring of the test's own."""
-
-    def run(*arguments: str, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+    def __init__(self, home: Path, *arguments: str, stdin: Path | None = None, **more: str) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("BENTO_TOR")}
-        environment |= {"BENTO_TOR_KEYRING": str(tmp_path / "keyring.json"), **more}
-        done = subprocess.run(
+        environment |= {"BENTO_TOR_KEYRING": str(home / "keyring.json"), "TERM": "xterm", **more}
+        # Nobody answers the question where the cursor is.
+        environment |= {"PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "200", "LINES": "50"}
+        self._ours, theirs = pty.openpty()
+        self.seen = b""
+        source = theirs if stdin is None else os.open(stdin, os.O_RDONLY)
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "bento_tor.cli", *arguments],
-            input=stdin, capture_output=True, text=True, timeout=60, env=environment, cwd=tmp_path,
-        )  # fmt: skip
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
+            stdin=source,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment,
+            cwd=home,
+            start_new_session=True,
+            # Its controlling terminal: Ctrl-C becomes a signal.
+            preexec_fn=lambda: fcntl.ioctl(1, termios.TIOCSCTTY, 0),
+        )
+        for number in {source, theirs}:
+            os.close(number)
 
-    return run
+    def text(self) -> str:
+        """What has been shown since the last `type`, without what moves the cursor and colours."""
+        return re.sub(r"\x1b(\[[0-9;?]*[a-zA-Z]|[=>]|\][^\a]*\a)", "", self.seen.decode("utf-8", "replace"))
+
+    def type(self, text: str) -> None:
+        self.seen = b""
+        os.write(self._ours, text.replace("\n", "\r").encode())
+
+    def wait_for(self, *words: str) -> str:
+        deadline = time.monotonic() + WITHIN_S
+        while not all(word in self.text() for word in words):
+            assert time.monotonic() < deadline, self.text()
+            self._read(0.2)
+        return self.text()
+
+    def wait_for_prompt(self) -> None:
+        """Until the shell asks for a word, and nothing else."""
+        deadline = time.monotonic() + WITHIN_S
+        while not self.text().rstrip(" ").endswith("bento>"):
+            assert time.monotonic() < deadline, self.text()
+            self._read(0.2)
+
+    def end(self) -> int:
+        """Wait until it has ended by itself; its exit code."""
+        deadline = time.monotonic() + WITHIN_S
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.text()
+            self._read(0.2)
+        self._read(0)
+        return self.process.returncode
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._ours)
+
+    def _read(self, timeout_s: float) -> None:
+        while select.select([self._ours], [], [], timeout_s)[0]:
+            try:
+                data = os.read(self._ours, 65536)
+            except OSError:  # the other end is closed
+                return
+            if not data:
+                return
+            self.seen += data
+            timeout_s = 0
+
+
+@pytest.fixture
+def terminals(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
+    """Start commands at a pseudo-terminal, with the same keyring as `bento`'s."""
+    shown: list[Terminal] = []
+
+    def start(*arguments: str, **more: Any) -> Terminal:
+        shown.append(Terminal(tmp_path, *arguments, **more))
+        return shown[-1]
+
+    yield start
+    for each in shown:
+        each.close()

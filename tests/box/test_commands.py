@@ -97,11 +97,14 @@ def test_a_stored_function_from_upload_to_shutdown(client: Bento, tmp_path: Path
     assert client("send", "echo.1", "-", stdin="two\nlines").returncode == 0
     assert client("recv", "echo").stdout == "one\n"
     assert client("recv", "echo").stdout == "two\nlines\n"
-    listed = json.loads(client("list", "--json").stdout)
-    assert list(listed["functions"]) == ["echo"] and listed["sessions"]["echo.1"]["offset"] == 14
-    assert "bento1" not in json.dumps(listed)
-    assert client("open", "echo", stdin="three\nstop\n").stdout == "three\n"
-    assert json.loads(client("list", "--json").stdout)["sessions"] == {}
+    listed = json.loads(client("keys", "list", "--json").stdout)
+    assert [row["name"] for row in listed["functions"]] == ["echo"]
+    (session,) = json.loads(client("sessions", "--json").stdout)["sessions"]
+    assert (session["name"], session["state"], session["offset"]) == ("echo.1", "running", 14)
+    assert "bento1" not in json.dumps([listed, session])
+    assert client("attach", "echo", stdin="three\nstop\n").stdout == "three\n"
+    (session,) = json.loads(client("sessions", "--json").stdout)["sessions"]
+    assert session["state"] == "returned"
     assert client("exec", "echo").returncode == 0
     assert "killed:user" in client("close", "echo").stdout
     assert "echo is erased" in client("shutdown", "echo").stdout
@@ -121,6 +124,27 @@ def test_tickets_from_files_and_standard_input_and_never_from_the_command_line(c
     assert client("shutdown", "-", stdin=told["shutdown"]).returncode == 0
     assert client("shutdown", "-", stdin=told["shutdown"]).returncode == 7
     assert client("exec", "-", stdin="rubbish").returncode == 3
+    assert not (tmp_path / "keyring.json").exists()
+
+
+def test_a_full_disk_is_said(client: Bento, tmp_path: Path) -> None:
+    for more in ([], ["--json"]):
+        done = client("run", "hello", "-o", "/dev/full", *more)
+        assert done.returncode == 3 and "cannot write the output: No space left" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_silent_function_is_no_box_that_cannot_be_reached(client: Bento, tmp_path: Path) -> None:
+    client("upload", "echo")
+    client("exec", "echo")
+    done = client("recv", "echo", "--timeout", "0.5")
+    assert done.returncode == 1 and "nothing came" in done.stderr
+
+
+def test_a_keyring_that_is_no_file_is_not_replaced(client: Bento, tmp_path: Path) -> None:
+    done = client("upload", "hello", BENTO_TOR_KEYRING="/dev/null")
+    assert done.returncode == 3 and "--no-keyring" in done.stderr
+    assert not Path("/dev/null").is_file()
 
 
 def test_a_function_that_has_ended_is_told_by_recv(client: Bento, tmp_path: Path) -> None:

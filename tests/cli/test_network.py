@@ -29,11 +29,11 @@ def bento(*arguments: str, home: Path | None = None) -> subprocess.CompletedProc
         (["up", "--exits", "9"], 3, "9 exits are more than 5 relays"),
         (["up", "--voting-interval", "7"], 3, "not legal"),
         (["up", "--relays", "many"], 2, "not a valid integer"),
-        (["up", "--timeout", "0"], 2, "Invalid value for '--timeout'"),
+        (["up", "--timeout", "0"], 2, "invalid value for '--timeout'"),
         (["status"], 3, "there is no network in"),
         (["logs", "r1"], 3, "there is no network in"),
         (["env"], 3, "there is no network in"),
-        (["sideways"], 2, "No such command"),
+        (["sideways"], 2, "no such command"),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_its_exit_code(
