@@ -2,7 +2,7 @@
 VENV := .venv
 BENTO := $(VENV)/bin/bento-tor
 
-.PHONY: setup demo test test-fast lint format soak bench clean
+.PHONY: setup demo test test-fast lint format test-v2 soak bench clean
 
 setup:
 	@./setup.sh
@@ -28,13 +28,23 @@ format: setup
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-# The long forms of long checks: a box killed at 50 moments, 1000 random exit policies against the kernel.
-soak: setup
-	@BENTO_TOR_SOAK=1 $(VENV)/bin/python -Im pytest tests/box/test_killed.py tests/egress/test_kernel.py
+# Limits by cgroup v2, delegated as systemd does it: Debian's kernel in an emulated machine, whose host may have v1.
+# Fetches qemu and the kernel (85 MB) once, keeps the kernel below .cache/; then about two minutes.
+test-v2: setup
+	@$(VENV)/bin/python -I tests/v2/machine.py
 
+# The long forms of long checks: a box killed at 50 moments, 100 faults on real circuits, 1000 random exit policies
+# against the kernel. It goes on where it was stopped.
+soak: setup
+	@BENTO_TOR_SOAK=1 $(VENV)/bin/python -Im pytest tests/box/test_killed.py tests/box/test_faults.py tests/egress/test_kernel.py
+
+# Each prints what docs/benchmarks.md is about; the ones of Tor make a network namespace of their own (root).
 bench: setup
 	@$(VENV)/bin/python bench/network_up.py
 	@$(VENV)/bin/python bench/sandbox.py
+	@$(VENV)/bin/python bench/roundtrips.py
+	@$(VENV)/bin/python bench/goodput.py
+	@$(VENV)/bin/python bench/load.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
