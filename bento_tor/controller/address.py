@@ -10,15 +10,22 @@ from bento_tor.errors import BentoError
 _TIMEOUT_S = 10
 
 
-def add_to_lo(address: str) -> bool:
-    """Put `address` on `lo` unless it is on this host already. True: we did. Raises BentoError."""
+def is_on_this_host(address: str) -> bool:
+    """Whether a socket can have `address` here."""
     with socket.socket() as probe:
         try:
             probe.bind((address, 0))
         except OSError:
-            _ip("add", address)
-            return True
-    return False
+            return False
+    return True
+
+
+def add_to_lo(address: str) -> bool:
+    """Put `address` on `lo` unless it is on this host already. True: we did. Raises BentoError."""
+    if is_on_this_host(address):
+        return False
+    _ip("add", address)
+    return True
 
 
 def remove_from_lo(address: str) -> None:

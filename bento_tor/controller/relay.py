@@ -1,4 +1,5 @@
-"""Setting a running tor up for a box: what it says now, what it shall say, the change, and the way back.
+"""Setting a running tor up for a box by its control port alone: what it says now, what it shall say, the change, and
+the way back. For a tor whose files are elsewhere; where they are here, `changeover` writes them.
 
 `plan` is pure. Everything is set by SETCONF, in one command that tor takes whole or not at all, and lasts until that
 tor restarts or reads its torrc again. Two things are set:
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import msgspec
 
+from bento_tor.controller.debian import Instance
+from bento_tor.controller.events import HsDescEvent
 from bento_tor.controller.onion import is_onion_address, maybe_place_key, wait_uploaded
 from bento_tor.controller.policy import maybe_exit_policy
 from bento_tor.controller.tor import Tor
@@ -25,6 +28,8 @@ from bento_tor.policy.exit_policy import accepts, parse
 
 # RFC 5737's TEST-NET-1: on no real network, so it can only be this host's own. The same at every box.
 VIRTUAL_ADDRESS = "192.0.2.80"
+# BENTO on a telephone's keys. One port for every box: a client needs to know the relay, and nothing else.
+EXIT_PORT = 23686
 SERVICE_DIR = "bento-box"
 _EXIT_OPTIONS = ("ExitRelay", "ExitPolicy")
 _POLL_S = 0.5
@@ -32,12 +37,26 @@ _POLL_S = 0.5
 Line = tuple[str, str]
 
 
+class RelayPart(msgspec.Struct, frozen=True):
+    """What makes a relay of a tor that is none. `bandwidth` is in torrc's words; empty: no cap."""
+
+    nickname: str
+    orport: str
+    contact: str = ""
+    bandwidth: str = ""
+    family: tuple[str, ...] = ()
+    exit: bool = False
+
+
 class Wanted(msgspec.Struct, frozen=True):
-    """What the box needs. `exit_port` None: no exit endpoint."""
+    """What the box needs. `exit_port` None: no exit endpoint. `relay`, only in files: the tor becomes a relay too.
+    `state`: the folder of the box."""
 
     target: str
     onion_port: int = 80
     exit_port: int | None = None
+    state: str = ""
+    relay: RelayPart | None = None
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -65,14 +84,20 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class SetUp(msgspec.Struct, frozen=True):
-    """The record of a set-up, kept in the box's state: what `serve` needs, and what `undo` puts back."""
+    """The record of a set-up, kept in the box's state: what `serve` needs, and what `undo` puts back.
+
+    By SETCONF: `before` is what tor said. In files: `instance` says whose, `made_folder` whether we made torrc.d,
+    and `serial` which run wrote this."""
 
     address: str
     port: int
     control: str
     wanted: Wanted
-    before: Found
+    before: Found | None = None
     added_address: bool = False
+    instance: Instance | None = None
+    made_folder: bool = False
+    serial: str = ""
 
 
 def read_settings(tor: Tor) -> Found:
@@ -120,15 +145,30 @@ def apply(tor: Tor, change: Change) -> None:
         tor.set_conf(nulls, reset=True)
 
 
+def apply_and_learn(tor: Tor, found: Found, change: Change, *, timeout_s: float) -> str:
+    """Set it, and return the address of our service. Raises TorError, in tor's words where it refuses.
+
+    Where tor's folder is out of reach (it runs elsewhere), it is told by the descriptor that tor makes now."""
+    with tor.events("HS_DESC") as events:
+        apply(tor, change)
+        try:
+            return service_address(Path(found.data_directory))
+        except TorError as why:
+            for event in events.until(time.monotonic() + timeout_s):
+                if isinstance(event, HsDescEvent) and event.action in ("CREATED", "UPLOAD"):
+                    return f"{event.address}.onion"
+            raise why
+
+
 def place_key(found: Found, seed: bytes) -> bool:
     """Give our service a key that we know, before tor makes one of its own: only so can the box sign its policy.
     False: it has one already, or tor's folder is not within reach."""
     return maybe_place_key(Path(_our_dir(found)), seed)
 
 
-def service_address(found: Found) -> str:
+def service_address(data_directory: Path) -> str:
     """The address that tor gave to our service. Raises TorError where its folder cannot be read."""
-    path = Path(found.data_directory) / SERVICE_DIR / "hostname"
+    path = data_directory / SERVICE_DIR / "hostname"
     try:
         address = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as why:
@@ -144,16 +184,19 @@ def confirm(tor: Tor, address: str, wanted: Wanted, *, timeout_s: float) -> None
     """See in what tor reports that both endpoints are there. Raises TorTimeout where they are not in time."""
     deadline = time.monotonic() + timeout_s
     wait_uploaded(tor, address, timeout_s=timeout_s)
-    if wanted.exit_port is None:
-        return
+    if wanted.exit_port is not None:
+        confirm_exit(tor, wanted.exit_port, timeout_s=max(deadline - time.monotonic(), 1.0))
+
+
+def confirm_exit(tor: Tor, exit_port: int, *, timeout_s: float) -> None:
+    """See in the policy that tor states that it accepts the box. Raises TorTimeout where it does not in time."""
+    deadline = time.monotonic() + timeout_s
     # tor states its policy from its descriptor, which it rebuilds some seconds after a change; and it leaves out
     # rules that a later one makes redundant, so the policy is judged, not searched.
     box = IPv4Address(VIRTUAL_ADDRESS)
-    while not accepts(parse(maybe_exit_policy(tor) or ""), box, wanted.exit_port):
+    while not accepts(parse(maybe_exit_policy(tor) or ""), box, exit_port):
         if time.monotonic() > deadline:
-            raise TorTimeout(
-                f"tor does not say that it accepts {box}:{wanted.exit_port}", hint="see its log; is it a relay?"
-            )
+            raise TorTimeout(f"tor does not say that it accepts {box}:{exit_port}", hint="see its log; is it a relay?")
         time.sleep(_POLL_S)
 
 

@@ -81,7 +81,7 @@ def test_an_address_that_does_not_exist_is_said_with_its_code(tor_network: Netwo
 def test_a_box_that_is_down_is_said_with_its_code(tor_network: Network, short_path: Path, bento: Bento) -> None:
     """The relay's onion service is there, and the box behind it is not."""
     state = short_path / "s"
-    relay = ["--control", str(tor_network.relays[1].control), "--state", str(state)]
+    relay = ["--control", str(tor_network.relays[1].control), "--state", str(state), "--yes"]
     told = json.loads(bento("setup-relay", *relay, "--json").stdout)
     try:
         done = bento("client", "run", "hello", "--box", told["address"], "--network", str(tor_network.directory))
@@ -93,7 +93,7 @@ def test_a_box_that_is_down_is_said_with_its_code(tor_network: Network, short_pa
 def test_setup_relay_shows_does_repeats_and_undoes(tor_network: Network, short_path: Path, bento: Bento) -> None:
     before = settings(tor_network)
     state = short_path / "s"
-    relay = ["setup-relay", "--control", str(tor_network.relays[0].control), "--state", str(state)]
+    relay = ["setup-relay", "--control", str(tor_network.relays[0].control), "--state", str(state), "--yes"]
     dry = bento(*relay, "--dry-run")
     assert dry.returncode == 0 and "+ HiddenServicePort 80 unix:" in dry.stdout
     assert settings(tor_network) == before and not state.exists()
@@ -134,7 +134,7 @@ def test_the_exit_policy_opens_exactly_the_virtual_address(
     node = tor_network.exits[0] if exit_relay else tor_network.relays[1]
     with tor_network.connect(node) as tor:
         stated = exit_policy(tor)
-    relay = ["setup-relay", "--control", str(node.control), "--state", str(short_path / "s")]
+    relay = ["setup-relay", "--control", str(node.control), "--state", str(short_path / "s"), "--yes"]
     # The virtual address is put on this host's lo for the time of the test.
     done = bento(*relay, "--exit-port", "4444")
     assert done.returncode == 0, done.stderr
