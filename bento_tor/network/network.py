@@ -15,6 +15,11 @@ from bento_tor.network import state as states
 from bento_tor.network.plan import NetworkSettings, Node, Role
 from bento_tor.network.state import Extra, State, Timings
 
+# What in a torrc is one node's own; the rest is the network's.
+_OF_ONE_NODE = {"DataDirectory", "ControlSocket", "CookieAuthentication", "Log", "SocksPort"} | {
+    "AvoidDiskWrites", "__OwningControllerProcess",
+}  # fmt: skip
+
 
 class Network:
     """The network in `directory`, as its state told when this was loaded."""
@@ -63,6 +68,21 @@ class Network:
     def client(self) -> Node:
         """The first client: `.socks` and `.control` are what a user of the network needs."""
         return self.clients[0]
+
+    @property
+    def own_folder(self) -> Path:
+        """Where a user's own tor in this network may keep its data; `down` removes it."""
+        return self.client.directory / "own"
+
+    def own_lines(self) -> tuple[str, ...]:
+        """The torrc lines that make a client of this network of any tor. Raises ConfigError."""
+        try:
+            lines = self.client.torrc.read_text(encoding="utf-8").splitlines()
+        except OSError as why:
+            raise ConfigError(f"cannot read {self.client.torrc}: {why.strerror}") from why
+        return tuple(
+            line for line in lines if line and not line.startswith("#") and line.split()[0] not in _OF_ONE_NODE
+        )
 
     @property
     def ready(self) -> bool:
