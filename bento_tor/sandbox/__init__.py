@@ -3,7 +3,7 @@
 frames, wire, spec, driver   pure: what is said to whom, and what a sandbox is made of
 images, bytecode             what a function sees
 jail, cell                   starts sandboxes; one running sandbox. With them: plumbing, cgroups,
-                                 hierarchies, uids
+                                 hierarchies, delegation, uids
 outer, seccomp               what is arranged around bubblewrap, and the system calls that stay
 trial, layers, probe         one function run to see that all this works here; what holds here, layer by layer
 pool                         sandboxes that wait for code

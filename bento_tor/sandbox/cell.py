@@ -6,6 +6,7 @@ kills for memory. None of it passes through the function's hands.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -49,6 +50,7 @@ class Cell:
         self._group: Group | None = None
         # The listening end of its way out, where it may have one; to be handed on, and the cell's to close.
         self.maybe_door: socket.socket | None = None
+        self.maybe_gate: socket.socket | None = None  # the same, of its way to the gate
         self._on_gone: list[Callable[[], None]] = []
 
     def join(self, group: Group) -> None:
@@ -79,8 +81,9 @@ class Cell:
         """Close our copies of what has been passed on to the box."""
         self.control.close()
         self.log.close()
-        if self.maybe_door is not None:
-            self.maybe_door.close()
+        for door in (self.maybe_door, self.maybe_gate):
+            if door is not None:
+                door.close()
 
     def kill(self, reason: Kind) -> None:
         """End it, by a signal that nothing inside can catch. The first reason stays."""
@@ -101,6 +104,19 @@ class Cell:
             return Kind.KILLED_MEMORY
         used_s = self._group.maybe_cpu_s()
         return Kind.KILLED_CPU if used_s is not None and used_s > self.limits.cpu_s else None
+
+    def maybe_alarm(self) -> int | None:
+        """A descriptor that becomes readable when it has met its limit of memory, as Group tells; ours to close."""
+        return self._group.maybe_alarm() if self._group is not None else None
+
+    def look_in_s(self) -> float:
+        """Seconds until it can have used up its processor time, at the soonest: before, nobody need look."""
+        used_s = self._group.maybe_cpu_s() if self._group is not None else None
+        if used_s is None:
+            return math.inf
+        # What it may use in a second; more than the machine has it cannot.
+        share = min(self.limits.cpu_percent / 100, os.cpu_count() or 1)
+        return (self.limits.cpu_s - used_s) / share
 
     def wait(self, timeout_s: float) -> Seen:
         """Wait for its end and collect it. Raises SandboxError when it still runs after `timeout_s`

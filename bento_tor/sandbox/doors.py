@@ -1,7 +1,7 @@
-"""Doors: the listening unix socket of one sandbox's own, through which its egress leaves, if it has any.
+"""Doors: listening unix sockets of one sandbox's own: for its egress, and for the gate to tor, if it has any.
 
-The keeper makes it, in a directory that only the keeper can change; the sandbox has it at /run/egress.sock and may
-connect; who accepts is not our business. Until somebody does, it is dead.
+The keeper makes them, in directories that only the keeper can change; the sandbox has them at /run/egress.sock and
+/run/tor.sock and may connect; who accepts is not our business. Until somebody does, they are dead.
 """
 
 from __future__ import annotations

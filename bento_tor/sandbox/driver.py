@@ -15,6 +15,10 @@ length (big-endian), and a body.
                    0x08 STORE_REPLY   JSON object, the answer to STORE and to the last STORE_DATA
                    0x09 STORE_REFUSED the other answer: a word, a space, a sentence
                    0x0A STORE_BYTES   after the answer to a get: up to 64 KiB of the blob
+                   0x0B TOR_GATE      before CODE, where the function may use Tor routines: Python source that makes
+                                      api.tor (bento_tor/sandbox/torgate.py)
+                   0x0C TOR_REPLY     JSON object, the answer to TOR
+                   0x0D TOR_REFUSED   the other answer: a word, a space, a sentence
                    0x06 EGRESS        before CODE, where the function may connect: Python source that makes its
                                       connections leave (bento_tor/egress/inside.py)
     driver -> box  0x81 READY         the interpreter is up
@@ -24,6 +28,8 @@ length (big-endian), and a body.
                    0x88 STORE         1 byte verb (get, put, delete, list), 8 bytes expected version (-1: any), 8
                                       bytes length, the name of a blob
                    0x89 STORE_DATA    up to 64 KiB of the blob that a put announced and the box agreed to
+                   0x8A TOR           1 byte verb (connect, new_circuit, circuits, close_circuit, publish, network,
+                                      withdraw), 2 bytes port, 8 bytes number of a circuit, service or relay, a host
                    0x85 RETURNED      last word; the value has been sent as a last message
                    0x86 RAISED        last word; up to 2 KiB of traceback, of the function's own lines
                    0x87 EXITED        last word; 1 byte of exit status
@@ -47,7 +53,8 @@ if TYPE_CHECKING:
 
 CODE, INPUT, HOST_REPLY, HOST_REFUSED = 0x01, 0x02, 0x03, 0x04
 EGRESS, KEEPING, STORE_REPLY, STORE_REFUSED, STORE_BYTES = 0x06, 0x07, 0x08, 0x09, 0x0A
-STORE, STORE_DATA = 0x88, 0x89
+TOR_GATE, TOR_REPLY, TOR_REFUSED = 0x0B, 0x0C, 0x0D
+STORE, STORE_DATA, TOR = 0x88, 0x89, 0x8A
 READY, MESSAGE, PADDING, HOST, RETURNED, RAISED, EXITED = 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x87
 END, EOF = 0x01, 0x02
 MAX_PART_BYTES = 64 * 1024
@@ -56,10 +63,15 @@ MAX_PADDING_BYTES = 1 << 32
 FUNCTION_FILE = "function.py"
 EGRESS_MODULE = "__egress__"
 KEEPING_MODULE = "__keeping__"
+TOR_MODULE = "__tor__"
+# The texts of the box's own that may come before the code.
+MODULES = {EGRESS: EGRESS_MODULE, KEEPING: KEEPING_MODULE, TOR_GATE: TOR_MODULE}
 MAX_FILTER_BYTES = 8 * 4096  # the kernel takes so many instructions, of 8 bytes each
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 # Known to the design, not yet to this box: the error should say which of the two a name is.
-NOT_YET = {"pad_to": "", "store": "store", "tor": "tor", "box": ""}
+NOT_YET = ("pad_to", "box")
+# There for whose manifest asks for it.
+ASKED_FOR = ("store", "tor")
 
 
 class Unavailable(AttributeError):
@@ -188,11 +200,11 @@ class Api:
         return facts
 
     def __getattr__(self, name: str) -> object:
-        if name not in NOT_YET:
-            raise Unavailable(f"api has no {name!r}; it has args, send, recv, poll, pad, log and host")
-        key = NOT_YET[name]
-        needs = f"; it will need the key {key!r} in the function's [tool.bento] table" if key else ""
-        raise Unavailable(f"api.{name}: this box does not offer it yet{needs}")
+        if name in ASKED_FOR:
+            raise Unavailable(f"api.{name}: needs the key {name!r} in the function's [tool.bento] table")
+        if name in NOT_YET:
+            raise Unavailable(f"api.{name}: this box does not offer it yet")
+        raise Unavailable(f"api has no {name!r}; it has args, send, recv, poll, pad, log and host")
 
     def _wait_answer(self) -> tuple[int, bytes]:
         """The next frame that is no input; `_receiving` is held."""
@@ -233,6 +245,8 @@ def run(wire: Wire, call: str, arguments: str, source: bytes) -> tuple[int, byte
         api = Api(wire, args)
         if KEEPING_MODULE in sys.modules:
             vars(api)["store"] = sys.modules[KEEPING_MODULE].Store(api)
+        if TOR_MODULE in sys.modules:
+            vars(api)["tor"] = sys.modules[TOR_MODULE].Tor(api)
         target = load(source, api).get(call) if call.isidentifier() else None
         if not callable(target):
             return RAISED, f"NameError: the function's file defines no {call!r} to call\n".encode(), 1
@@ -248,7 +262,7 @@ def run(wire: Wire, call: str, arguments: str, source: bytes) -> tuple[int, byte
 
 
 def install(name: str, source: bytes) -> None:
-    """Take in a text of the box's: the way out, or api.store."""
+    """Take in a text of the box's: the way out, api.store, or api.tor."""
     module = type(sys)(name)
     sys.modules[name] = module
     exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the box's own text
@@ -313,7 +327,7 @@ def name(error: BaseException) -> bytes:
 def forget_driver(told: traceback.TracebackException | None) -> None:
     """Drop the frames of this file, also from what led to the exception."""
     while told is not None:
-        kept = [frame for frame in told.stack if frame.filename not in (__file__, EGRESS_MODULE, KEEPING_MODULE)]
+        kept = [frame for frame in told.stack if frame.filename not in (__file__, *MODULES.values())]
         told.stack[:] = kept
         if not kept:
             told.stack = None  # type: ignore[assignment]  # no heading above nothing
@@ -349,8 +363,8 @@ def main() -> None:
     try:
         wire.write(READY)
         kind, body = wire.read()
-        while kind in (EGRESS, KEEPING):
-            install(EGRESS_MODULE if kind == EGRESS else KEEPING_MODULE, body)
+        while kind in MODULES:
+            install(MODULES[kind], body)
             kind, body = wire.read()
         call_end = 6 + int.from_bytes(body[:2], "big")
         arguments_end = call_end + int.from_bytes(body[2:6], "big")

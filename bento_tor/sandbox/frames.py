@@ -20,9 +20,11 @@ CODE_HEADER = struct.Struct("!HI")
 # box -> driver
 CODE, INPUT, HOST_REPLY, HOST_REFUSED = 0x01, 0x02, 0x03, 0x04
 EGRESS, KEEPING, STORE_REPLY, STORE_REFUSED, STORE_BYTES = 0x06, 0x07, 0x08, 0x09, 0x0A
+TOR_GATE, TOR_REPLY, TOR_REFUSED = 0x0B, 0x0C, 0x0D
 # driver -> box
 READY, MESSAGE, PADDING, HOST, RETURNED, RAISED, EXITED = 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x87
 STORE, STORE_DATA = 0x88, 0x89
+TOR = 0x8A
 
 END, EOF = 0x01, 0x02  # flags of MESSAGE and INPUT; EOF only on INPUT
 MAX_PART_BYTES = 64 * 1024
@@ -30,6 +32,9 @@ MAX_TRACEBACK_BYTES = 2 * 1024
 MAX_PADDING_BYTES = 1 << 32
 MAX_BLOB_NAME_BYTES = 256
 _STORE_HEADER = struct.Struct("!BqQ")
+MAX_HOST_BYTES = 253
+_MAX_HANDLE = 1 << 62
+_TOR_HEADER = struct.Struct("!BHQ")
 
 # Length of the body: least and most.
 _LENGTHS = {
@@ -42,6 +47,7 @@ _LENGTHS = {
     EXITED: (1, 1),
     STORE: (_STORE_HEADER.size, _STORE_HEADER.size + MAX_BLOB_NAME_BYTES),
     STORE_DATA: (1, MAX_PART_BYTES),
+    TOR: (_TOR_HEADER.size, _TOR_HEADER.size + MAX_HOST_BYTES),
 }
 
 
@@ -96,6 +102,28 @@ class StoreData:
     data: bytes
 
 
+class TorVerb(IntEnum):
+    """What a function asks of tor."""
+
+    CONNECT = 1
+    NEW_CIRCUIT = 2
+    CIRCUITS = 3
+    CLOSE_CIRCUIT = 4
+    PUBLISH = 5
+    NETWORK = 6
+    WITHDRAW = 7
+
+
+@dataclass(frozen=True, slots=True)
+class TorRequest:
+    """`handle`: the number of a circuit, a service, or the first relay that is wanted; what has none has 0."""
+
+    verb: TorVerb
+    port: int
+    handle: int
+    host: str
+
+
 @dataclass(frozen=True, slots=True)
 class Returned:
     """Last word: the function returned."""
@@ -127,7 +155,8 @@ _BARE: dict[int, Ready | HostRequest | Returned] = {
     HOST: HostRequest(),
     RETURNED: Returned(),
 }
-Frame = Ready | Message | Padding | HostRequest | StoreRequest | StoreData | Returned | Raised | Exited | Illegal
+Request = HostRequest | StoreRequest | StoreData | TorRequest
+Frame = Ready | Message | Padding | Request | Returned | Raised | Exited | Illegal
 LAST_WORDS = (Returned, Raised, Exited)
 
 
@@ -188,6 +217,8 @@ def _decode(kind: int, body: bytes) -> Frame:
         return _decode_store(body)
     if kind == STORE_DATA:
         return StoreData(body)
+    if kind == TOR:
+        return _decode_tor(body)
     return _BARE[kind]
 
 
@@ -201,6 +232,16 @@ def _decode_store(body: bytes) -> StoreRequest | Illegal:
     if expect < -1 or (length and verb != Verb.PUT) or (verb == Verb.LIST) == bool(name):
         return Illegal("a request of storage with what does not belong there")
     return request
+
+
+def _decode_tor(body: bytes) -> TorRequest | Illegal:
+    verb, port, handle = _TOR_HEADER.unpack_from(body)
+    try:
+        if handle >= _MAX_HANDLE:
+            raise ValueError("no number of ours is so high")
+        return TorRequest(TorVerb(verb), port, handle, body[_TOR_HEADER.size :].decode("ascii"))
+    except ValueError:  # a UnicodeDecodeError is one
+        return Illegal("a request to tor that is none")
 
 
 def encode_code(call: str, arguments: str, source: bytes) -> bytes:
@@ -232,6 +273,21 @@ def encode_store_refusal(word: str, sentence: str) -> bytes:
 def encode_store_bytes(data: bytes) -> bytes:
     """A piece of a blob, after the answer to its get."""
     return _encode(STORE_BYTES, data)
+
+
+def encode_tor_gate(source: bytes) -> bytes:
+    """Before the code, where the function may use Tor routines: the text of api.tor."""
+    return _encode(TOR_GATE, source)
+
+
+def encode_tor_reply(facts: bytes) -> bytes:
+    """Answer a TorRequest, with a JSON object."""
+    return _encode(TOR_REPLY, facts)
+
+
+def encode_tor_refusal(word: str, sentence: str) -> bytes:
+    """Answer it with no."""
+    return _encode(TOR_REFUSED, f"{word} {sentence}".encode())
 
 
 def encode_input(data: bytes, *, end: bool, eof: bool = False) -> bytes:

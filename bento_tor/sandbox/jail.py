@@ -50,15 +50,21 @@ class Jail:
 
     `uids`: the host user ids for sessions (root only; default: a block that no other box here uses).
     `cgroups`: which limits hold for a session as a whole; default: what this process finds. `doors`: a directory of
-    ours for the sockets through which sandboxes have egress; default: they have none."""
+    ours for the sockets through which sandboxes have egress; default: they have none. `gates`: another one, for those
+    that lead to the gate to tor."""
 
     def __init__(
-        self, *images: Image, uids: range | None = None, cgroups: Cgroups | None = None, doors: Path | None = None
+        self,
+        *images: Image,
+        uids: range | None = None,
+        cgroups: Cgroups | None = None,
+        doors: Path | None = None,
+        gates: Path | None = None,
     ) -> None:
         self.images = images
         self._uids = Uids(uids) if os.geteuid() == 0 else None
         self._cgroups = cgroups or Cgroups.of_this_process()
-        self._doors = Doors(doors) if doors is not None else None
+        self._doors = tuple(Doors(path) if path is not None else None for path in (doors, gates))
         self._drivers: list[bytes] = []
         self._filters: list[bytes] = []
         self._stage = Stage(overlay=False, devices=False)
@@ -72,8 +78,9 @@ class Jail:
         # A sandbox's first process is bubblewrap's child: when that ends, it shall be ours to reap, not
         # init's.
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        if self._doors is not None:
-            self._doors.open()
+        for doors in self._doors:
+            if doors is not None:
+                doors.open()
         if self._uids is not None:
             self._uids.open()
         self._cgroups.open()
@@ -113,28 +120,33 @@ class Jail:
 
         Its limits hold before it runs. Raises SandboxError."""
         uid = self._uids.take() if self._uids is not None else None
-        door = None
+        made: list[Door | None] = []
         try:
-            door = self._doors.make(uid) if self._doors is not None else None
+            for doors in self._doors:
+                made.append(doors.make(uid) if doors is not None else None)
             plumbing = Plumbing.open(self._drivers[image], self._filters[image])
-            cell = self._spawn(self.images[image], plumbing, limits, uid, door)
+            cell = self._spawn(self.images[image], plumbing, limits, uid, made)
         except BaseException:
-            if door is not None:
-                door.remove()
+            for door in made:
+                if door is not None:
+                    door.remove()
             self._give_back(uid)
             raise
-        if door is not None:
-            cell.maybe_door = door.listener
-            cell.when_gone(door.remove)
+        cell.maybe_door, cell.maybe_gate = (door.listener if door is not None else None for door in made)
+        for door in made:
+            if door is not None:
+                cell.when_gone(door.remove)
         cell.when_gone(partial(self._give_back, uid))
         self._release(cell, plumbing, limits)
         return cell
 
-    def _spawn(self, image: Image, plumbing: Plumbing, limits: Limits, uid: int | None, door: Door | None) -> Cell:
+    def _spawn(
+        self, image: Image, plumbing: Plumbing, limits: Limits, uid: int | None, doors: list[Door | None]
+    ) -> Cell:
         """bubblewrap, up to where its first process waits."""
         process = None
         try:
-            process = self._run(image, plumbing, limits, uid, door)
+            process = self._run(image, plumbing, limits, uid, doors)
             plumbing.close_inner()
             pid = plumbing.read_pid(_START_TIMEOUT_S)
             return Cell(process=process, pid=pid, control=plumbing.control, log=plumbing.log, limits=limits)
@@ -171,10 +183,11 @@ class Jail:
             plumbing.release.close()
 
     def _run(
-        self, image: Image, plumbing: Plumbing, limits: Limits, uid: int | None, door: Door | None
+        self, image: Image, plumbing: Plumbing, limits: Limits, uid: int | None, doors: list[Door | None]
     ) -> subprocess.Popen[bytes]:
         fds = plumbing.fds()
-        spec = Spec(image, limits, fds, str(door.path) if door is not None else None, self._stage)
+        maybe_door, maybe_gate = (str(door.path) if door is not None else None for door in doors)
+        spec = Spec(image, limits, fds, maybe_door, self._stage, maybe_gate)
         rlimits = self._rlimits(limits, private_uid=uid is not None)
         try:
             return subprocess.Popen(

@@ -8,6 +8,8 @@ function's bytes. Run it from the main thread.
 from __future__ import annotations
 
 import logging
+import math
+import os
 import selectors
 import socket
 import time
@@ -24,8 +26,11 @@ from bento_tor.sandbox.pool import Pool
 
 log = logging.getLogger(__name__)
 
-# How often is looked at what running functions have used. What they use in between, they had.
+# How soon is looked again at what a function has used, where it may be about to use up what it has.
 _LOOK_S = 0.5
+# The kernel tells of a limit of memory before it kills for it.
+_ALARM_S = 0.05
+_ALARMED_S = 5.0
 # The pool: how many by default, how long nobody must have wanted anything, how long after a failure.
 POOL_SIZE = 4
 _QUIET_S = 0.02
@@ -44,8 +49,9 @@ class Egress(Protocol):
 
 class Keeper:
     """Serves one box over `sock`, our end of a SOCK_SEQPACKET pair. `ceiling`: the most that any session
-    gets. `egress`: who serves the sessions' ways out, if anybody does. `pool_size`: how many sandboxes of
-    each image are kept ready. `look`: read again what the operator has blocked; raises BentoError."""
+    gets. `egress`, `gate`: who serves the sessions' ways out, and to tor, if anybody does. `pool_size`: how many
+    sandboxes of each image are kept ready. `maybe_look`: read again what the operator has blocked; raises
+    BentoError."""
 
     def __init__(
         self,
@@ -55,23 +61,32 @@ class Keeper:
         ceiling: Limits | None = None,
         max_sessions: int = 16,
         egress: Egress | None = None,
+        gate: Egress | None = None,
         pool_size: int = POOL_SIZE,
-        look: Callable[[], None] = lambda: None,
+        maybe_look: Callable[[], None] | None = None,
     ) -> None:
         self._sock = sock
         self._jail = jail
         self._ceiling = ceiling or Limits()
         self._max_sessions = max_sessions
         self._egress = egress
+        self._gate = gate
         self._cells: dict[int, Cell] = {}
         self._deadlines: dict[int, float] = {}
-        self._next_look = 0.0
+        # When to look at a cell next; until when to look often; what the kernel tells of its memory.
+        self._looks: dict[int, float] = {}
+        self._alarmed: dict[int, float] = {}
+        self._alarms: dict[int, int] = {}
         self._pools = [Pool(jail, self._ceiling, pool_size, image=place) for place in range(len(jail.images))]
         self._refill_after = 0.0
-        self._look = look
+        self._maybe_look = maybe_look
         self._serving = True
         # Whether the box has said that the operator ordered the end.
         self.leaving = False
+
+    def count_ready(self) -> tuple[int, int]:
+        """How many sandboxes wait for code, of at most how many. From any thread."""
+        return sum(len(pool) for pool in self._pools), sum(pool.size for pool in self._pools)
 
     def run(self, stop_fd: int) -> None:
         """Serve until `stop_fd` is readable or the box has gone. Then no sandbox is left."""
@@ -98,7 +113,8 @@ class Keeper:
     def _wait_s(self) -> float | None:
         """Seconds until the next session's time is up, or the next look at what they have used, or a quiet moment."""
         now = time.monotonic()
-        times = [*self._deadlines.values(), self._next_look] if self._cells else []
+        # Where nobody counts processor time there is no look to wait for.
+        times = [at for at in (*self._deadlines.values(), *self._looks.values()) if at < math.inf]
         if any(pool.wants_more for pool in self._pools):
             times.append(max(now + _QUIET_S, self._refill_after))
         return max(0.0, min(times) - now) if times else None
@@ -128,11 +144,40 @@ class Keeper:
         for number in [number for number, deadline in self._deadlines.items() if deadline <= now]:
             del self._deadlines[number]
             self._cells[number].kill(Kind.KILLED_TIME)
-        if now >= self._next_look:
-            self._next_look = now + _LOOK_S
-            for cell in self._cells.values():
-                if (excess := cell.maybe_excess()) is not None:
-                    cell.kill(excess)
+        for number in [number for number, at in self._looks.items() if at <= now]:
+            cell = self._cells[number]
+            if (excess := cell.maybe_excess()) is not None:
+                cell.kill(excess)
+            often = now < self._alarmed.get(number, 0)
+            self._looks[number] = now + (_LOOK_S if often else max(_LOOK_S, cell.look_in_s()))
+
+    def _watch(self, number: int, selector: selectors.BaseSelector) -> None:
+        """Learn of its limits: of memory from the kernel, of processor time by a look when it may have used it up."""
+        self._looks[number] = time.monotonic() + _LOOK_S
+        try:
+            alarm = self._cells[number].maybe_alarm()
+        except SandboxError as why:
+            log.info("memory is looked at again and again: %s", why.message)
+            self._alarmed[number] = math.inf
+            return
+        if alarm is not None:
+            self._alarms[number] = alarm
+            selector.register(alarm, selectors.EVENT_READ, lambda: self._be_alarmed(number, alarm))
+
+    def _be_alarmed(self, number: int, alarm: int) -> None:
+        if self._alarms.get(number) != alarm:
+            return  # it has ended meanwhile
+        os.eventfd_read(alarm)
+        now = time.monotonic()
+        self._alarmed[number], self._looks[number] = now + _ALARMED_S, min(self._looks[number], now + _ALARM_S)
+
+    def _stop_watching(self, number: int, selector: selectors.BaseSelector | None) -> None:
+        self._looks.pop(number, None)
+        self._alarmed.pop(number, None)
+        if (alarm := self._alarms.pop(number, None)) is not None:
+            if selector is not None:
+                selector.unregister(alarm)
+            os.close(alarm)
 
     def _receive(self, selector: selectors.BaseSelector) -> None:
         try:
@@ -173,15 +218,20 @@ class Keeper:
         self._cells[number] = cell
         self._deadlines[number] = time.monotonic() + limits.wall_s
         selector.register(cell, selectors.EVENT_READ, lambda: self._collect(number, selector))
+        self._watch(number, selector)
         if self._egress is not None and cell.maybe_door is not None:
             self._egress.offer(number, cell.maybe_door)
+        if self._gate is not None and cell.maybe_gate is not None:
+            self._gate.offer(number, cell.maybe_gate)
         self._reply(wire.Started(number, pooled), cell.control.fileno(), cell.log.fileno())
         # Else the box would never see the end of either.
         cell.hand_over()
 
     def _look_again(self) -> str:
+        """Why what is blocked does not hold; nothing where it does."""
         try:
-            self._look()
+            if self._maybe_look is not None:
+                self._maybe_look()
         except BentoError as error:
             return error.message
         return ""
@@ -189,8 +239,10 @@ class Keeper:
     def _collect(self, number: int, selector: selectors.BaseSelector | None = None) -> None:
         cell = self._cells.pop(number)
         self._deadlines.pop(number, None)
-        if self._egress is not None:
-            self._egress.end(number)
+        self._stop_watching(number, selector)
+        for way in (self._egress, self._gate):
+            if way is not None:
+                way.end(number)
         if selector is not None:
             selector.unregister(cell)
         self._reply(wire.Ended(number, cell.collect()))

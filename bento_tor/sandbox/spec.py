@@ -14,7 +14,7 @@ from bento_tor.sandbox.images import Image
 BWRAP = "bwrap"
 DRIVER = "/driver.py"
 PACKAGES = "/packages"
-DOOR = "/run/egress.sock"
+DOOR, GATE = "/run/egress.sock", "/run/tor.sock"
 INSIDE_ID = "1000"
 # Extra files that Python's standard library looks for. They may be missing on a small machine.
 _OPTIONAL = ("/usr/share/zoneinfo", "/etc/ssl/certs/ca-certificates.crt")
@@ -74,6 +74,7 @@ class Spec:
     fds: Fds
     maybe_door: str | None = None
     stage: Stage = Stage()
+    maybe_gate: str | None = None
 
     @property
     def data_bytes(self) -> int:
@@ -103,6 +104,8 @@ class Spec:
         if self.maybe_door is not None:
             # Read-only is the mount; connecting to a socket is no writing.
             args += ["--ro-bind", self.maybe_door, DOOR]
+        if self.maybe_gate is not None:
+            args += ["--ro-bind", self.maybe_gate, GATE]
         # The outer step's tmpfs, the one place that can be written.
         args += ["--bind", f"{STAGE}/data", "/data"]
         return [*args, "--remount-ro", "/", "--chdir", "/data"]
