@@ -9,7 +9,14 @@
     processes     processes by pid and start time: still there? end them
     launch        start a tor of our own and wait until it is ready
     onion         v3 onion services: keys, publication with confirmation
+    services      the operator's onion services: records, up and down, their descriptors fetched
+    client_auth   whom a service lets in, and a client's keys
+    descriptor    what a descriptor says to those who may read it
+    single_hop    a tor of our own for a service that need not hide
+    backup        all keys in one sealed file; `restoring` puts them back and proves them
     policy        the exit policy as the running tor states it
+    condition     how a running tor is: bootstrap, relay, onion service
+    checks        what is wrong with it, each fault by its name (findings, setup_checks)
 
 Every call has a deadline. Whatever fails leaves as a bento_tor.errors class.
 """

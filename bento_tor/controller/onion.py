@@ -12,8 +12,9 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -169,6 +170,26 @@ def is_onion_address(text: str) -> bool:
     return raw[32:34] == checksum and raw[34:] == _VERSION
 
 
+@dataclass(frozen=True)
+class Defences:
+    """Against floods. `pow_rate`: introductions a second beyond which clients are asked for proof of work; 0: never.
+    `max_streams`: most streams of one circuit; 0: no limit."""
+
+    pow_rate: int = 0
+    max_streams: int = 0
+
+    @property
+    def streams_words(self) -> str:
+        """For ADD_ONION, before its ports."""
+        return f" MaxStreams={self.max_streams}" if self.max_streams else ""
+
+    @property
+    def pow_words(self) -> str:
+        """For ADD_ONION, after them. The burst is tor's own ten times the rate (control-spec, ADD_ONION)."""
+        rate = self.pow_rate
+        return f" PoWDefensesEnabled=1 PoWQueueRate={rate} PoWQueueBurst={10 * rate}" if rate else ""
+
+
 def publish(
     tor: Tor,
     seed: bytes,
@@ -178,19 +199,27 @@ def publish(
     timeout_s: float,
     detach: bool = False,
     report: Report | None = None,
+    defences: Defences = Defences(),
+    clients: Sequence[str] = (),
 ) -> str:
     """Put a service up on `tor`: its `port` leads to `target` (`unix:/path` or `127.0.0.1:9000`). Returns the
     address.
 
     Returns when a directory has confirmed its descriptor. It lives as long as this control connection, or
-    with `detach` as long as tor. Raises TorError where tor refuses, TorTimeout where no directory confirms in
-    time; the service is withdrawn then."""
+    with `detach` as long as tor. `clients`: x25519 public keys in base32; where there are any, nobody else gets in.
+    Not on a single-hop tor: there only HiddenServiceDirs are what they shall be. Raises TorError where tor refuses,
+    TorTimeout where no directory confirms in time; the service is withdrawn then."""
+    check_hops(tor, single_hop=False)
     key = base64.b64encode(expanded_key(seed)).decode()
-    flags = " Flags=Detach" if detach else ""
+    given = {"Detach": detach, "V3Auth": bool(clients)}
+    words = ",".join(name for name, is_set in given.items() if is_set)
+    flags = f" Flags={words}" if words else ""
+    auth = "".join(f" ClientAuthV3={client}" for client in clients)
     address = onion_address(seed)
     deadline = time.monotonic() + timeout_s
     with tor.events("HS_DESC") as events:  # before ADD_ONION: an upload must not be missed
-        tor.ask(f"ADD_ONION ED25519-V3:{key}{flags} Port={port},{target}")
+        streams, pow_words = defences.streams_words, defences.pow_words
+        tor.ask(f"ADD_ONION ED25519-V3:{key}{flags}{streams} Port={port},{target}{auth}{pow_words}")
         try:
             _until_uploaded(events, address, deadline, timeout_s, report)
         except BaseException:
@@ -198,6 +227,23 @@ def publish(
                 withdraw(tor, address)
             raise
     return address
+
+
+def is_single_hop(tor: Tor) -> bool:
+    """Whether that tor hides no service (HiddenServiceNonAnonymousMode), which can be said at its start only. Raises
+    TorError."""
+    return tor.get_conf("HiddenServiceNonAnonymousMode") == ["1"]
+
+
+def check_hops(tor: Tor, *, single_hop: bool) -> None:
+    """Raises TorError where a service of that kind cannot be put up on that tor: they never mix."""
+    if single_hop and not is_single_hop(tor):
+        raise TorError(
+            "this tor hides its services: none of them can be single-hop",
+            hint="such a service needs a tor of its own; 'serve --publish --single-hop' without --control starts one",
+        )
+    if is_single_hop(tor) and not single_hop:
+        raise TorError("this tor hides nobody: it is a single-hop one", hint="say --single-hop, or name another tor")
 
 
 def withdraw(tor: Tor, address: str) -> None:
