@@ -120,7 +120,7 @@ class _Demo:
         }
 
     def _set_up_relay(self, network: Network, control: str) -> str:
-        setting_up = _bento("setup-relay", "--control", control, "--state", str(self._place / "box"), "--json")
+        setting_up = _bento("setup-relay", "--control", control, "--state", str(self._place / "box"), "--yes", "--json")
         with _ended_on_failure(setting_up) as process:
             # From here on `network down` knows of the box's folder, also if we are killed.
             network.adopt("box", process.pid, directory=self._place / "box")
@@ -238,5 +238,5 @@ def _tell_next(told: dict[str, Any], place: Path, *, as_json: bool) -> None:
     ui.result("  bento-tor client run echo")
     ui.result("  bento-tor client upload monitor")
     ui.result("  bento-tor client exec monitor")
-    ui.result("  bento-tor client open monitor")
+    ui.result("  bento-tor client attach monitor")
     ui.result(f"  bento-tor network down --dir {place}")

@@ -18,6 +18,7 @@ from bento_tor.cli.options import json_option
 @click.option("--images", metavar="DIR", help="Where images are.")
 @click.option("--control", metavar="HOST:PORT|unix:PATH", envvar="BENTO_TOR_CONTROL", help="Tor's control port.")
 @click.option("--publish", is_flag=True, help="Put it up as an onion service (where no setup-relay did).")
+@click.option("--single-hop", is_flag=True, help="With --publish: do not hide where it is; on a tor of its own.")
 @click.option("--port", type=click.IntRange(1, 65535), help="The onion service's port.  [default: 80]")
 @click.option("--policy", "policy_file", metavar="FILE", help="What it offers, in a file of its own.")
 @click.option("--host-stats", type=click.Choice(["none", "coarse", "full"]), help="What api.host() may tell.")

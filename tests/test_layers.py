@@ -24,6 +24,7 @@ MAPPED = {
 LINES = [
     {"cli"},
     {"server", "client", "network"},
+    {"gate"},
     {"controller", "sandbox", "egress"},
     {"protocol", "policy"},
     {"config", "resources"},
@@ -33,14 +34,15 @@ LEVEL = {name: len(LINES) - number for number, line in enumerate(LINES) for name
 # Text that travels or is read as data: nothing imports it, and it imports nothing of ours.
 DATA = {"functions", "torrc_templates"}
 # Text that travels into the sandbox.
-TRAVELS = {"sandbox.driver", "egress.inside"}
+TRAVELS = {"sandbox.driver", "sandbox.torgate", "egress.inside"}
 
 # Modules of others, and the only parts that may import them.
 ONLY_IN = {
     "stem": {"controller"},
     "click": {"cli"},
     "rich": {"cli"},
-    "socket": {"client", "server", "egress", "sandbox", "network", "controller"},
+    "prompt_toolkit": {"cli"},
+    "socket": {"client", "server", "gate", "egress", "sandbox", "network", "controller"},
     "socks": {"client", "server", "egress", "sandbox", "network", "controller"},
     "subprocess": {"sandbox", "controller", "network", "egress", "cli.demo"},
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import importlib.metadata
 import json
 import os
@@ -10,11 +9,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
+
+from bento_tor.sandbox.images import Image
 
 ROOT = Path(__file__).parent.parent
 PYTHON = "/usr/bin/python3"
@@ -67,7 +66,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def environment(wheel: Path, required: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clean environment of the system's Python with the wheel, and after that with what it requires."""
     environment = tmp_path_factory.mktemp("clean") / "venv"
     run(PYTHON, "-m", "venv", "--without-pip", environment)
@@ -76,7 +75,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     added = {path.name for path in site_packages(environment).iterdir()}
     version = importlib.metadata.version("bento-tor")
     assert added == {"bento_tor", f"bento_tor-{version}.dist-info"}
-    for name in required():
+    for name in required:
         link(name, site_packages(environment))
     return environment
 
@@ -84,21 +83,6 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def site_packages(environment: Path) -> Path:
     (found,) = (environment / "lib").glob("python3.*/site-packages")
     return found
-
-
-def required() -> Iterator[str]:
-    """Every distribution that setup.cfg asks for, and what those ask for."""
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg", encoding="utf-8")
-    todo = config["options"]["install_requires"].strip().splitlines()
-    done: set[str] = set()
-    while todo:
-        wanted = Requirement(todo.pop())
-        if wanted.name in done or (wanted.marker is not None and not wanted.marker.evaluate({"extra": ""})):
-            continue
-        done.add(wanted.name)
-        yield wanted.name
-        todo += importlib.metadata.requires(wanted.name) or []
 
 
 def link(name: str, site: Path) -> None:
@@ -124,3 +108,11 @@ def test_everything_can_be_imported_and_every_file_is_found(environment: Path, t
     assert found["functions"] == functions
     for folder, package in (("torrc_templates", ROOT), ("functions", ROOT), ("sandbox", ROOT / "bento_tor")):
         assert found["files"][folder] == sorted(path.name for path in (package / folder).iterdir() if path.is_file())
+
+
+@pytest.mark.sandbox
+def test_the_hostile_functions_travel_with_it(environment: Path, image: Image, tmp_path: Path) -> None:
+    options = ["--rlimits-only"] if os.geteuid() != 0 else []
+    command = [environment / "bin" / "bento-tor", "doctor", "--hostile", "--json", "--images", image.path.parent]
+    told = json.loads(run(*command, *options, cwd=tmp_path))
+    assert len(told["cases"]) > 40 and not told["missing"]

@@ -20,7 +20,7 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 
 # Fields that are found out when the box starts. An operator who writes them would promise what he cannot know.
-FOUND = ("enforcement", "found")
+FOUND = ("enforcement", "found", "address")
 
 
 class Found(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,6 +60,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     terms                     what the operator wants users to know
     enforcement               cgroups, or rlimits-only where the operator serves without (found at start)
     found                     what each of its images is, by its name (found at start)
+    address                   its onion address: whose signature this is, for who comes by the exit route (found at
+                              start)
     """
 
     images: Annotated[tuple[Word, ...], msgspec.Meta(min_length=1, max_length=4)] = ("python",)
@@ -84,6 +86,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     terms: Annotated[str, msgspec.Meta(max_length=4096)] = ""
     enforcement: Literal["cgroups", "rlimits-only"] = "cgroups"
     found: Annotated[dict[Word, Found], msgspec.Meta(max_length=4)] = {}
+    address: Annotated[str, msgspec.Meta(max_length=62, pattern=r"^(?:[a-z2-7]{56}\.onion)?$")] = ""
 
     def __post_init__(self) -> None:
         """A ValueError that names the key, where a limit is none at all or an egress line is no rule."""
@@ -147,6 +150,7 @@ def limits_for(manifest: Manifest, policy: Policy) -> Limits:
         limits,
         memory_bytes=min(manifest.memory * MIB or limits.memory_bytes, limits.memory_bytes),
         wall_s=min(manifest.seconds or limits.wall_s, limits.wall_s),
+        data_bytes=min(manifest.disk * MIB or limits.data_bytes, limits.data_bytes),
     )
 
 

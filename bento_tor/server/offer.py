@@ -14,14 +14,15 @@ from bento_tor.sandbox.images import Image
 _RECORD = ".dist-info"
 
 
-def offer(policy: Policy, images: Iterable[Image], *, cgroups: bool) -> Policy:
-    """`policy` with what its images are, and with how its limits are enforced."""
+def offer(policy: Policy, images: Iterable[Image], *, cgroups: bool, address: str) -> Policy:
+    """`policy` with what its images are, how its limits are enforced, and whose it is."""
     return msgspec.structs.replace(
         policy,
         found={
             image.name: Found(image.digest, image.profile, tuple(sorted(_packages(image.packages)))) for image in images
         },
         enforcement="cgroups" if cgroups else "rlimits-only",
+        address=address,
     )
 
 

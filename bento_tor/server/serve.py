@@ -24,22 +24,32 @@ from typing import BinaryIO
 import msgspec
 
 from bento_tor.config import data_dir
-from bento_tor.controller import onion
+from bento_tor.controller import onion, single_hop
 from bento_tor.controller.endpoints import Endpoint
-from bento_tor.errors import BentoError, ConfigError, SandboxError
+from bento_tor.controller.relay import VIRTUAL_ADDRESS
+from bento_tor.controller.services import BOX, Place
+from bento_tor.controller.single_hop import SingleHopTor
+from bento_tor.errors import BentoError, ConfigError
 from bento_tor.policy import document
 from bento_tor.policy.document import Policy
 from bento_tor.policy.signature import Signed, sign
-from bento_tor.sandbox import images, layers
+from bento_tor.sandbox import images
 from bento_tor.sandbox.jail import Jail
 from bento_tor.sandbox.keeper import Keeper
 from bento_tor.sandbox.mounts import private_view
 from bento_tor.sandbox.trial import check
 from bento_tor.server.box import Box
+from bento_tor.server.child import end_child
+from bento_tor.server.doorway import Doorway
+from bento_tor.server.enforced import NEEDED, require_layers, require_limits
+from bento_tor.server.gateway import Gateway, open_gate
+from bento_tor.server.lookout import Lookout, Seeing, open_seeing
+from bento_tor.server.notify import Watchdog, answers, notify, watchdog_s
 from bento_tor.server.offer import offer
 from bento_tor.server.publisher import Publisher
-from bento_tor.server.settings import BoxConfig
+from bento_tor.server.settings import BoxConfig, check_onion
 from bento_tor.server.state import StateDir, listen, listen_operator, maybe_relay, onion_seed, open_state
+from bento_tor.server.status import Facts
 from bento_tor.server.way_out import WayOut, open_way_out
 
 log = logging.getLogger(__name__)
@@ -47,14 +57,13 @@ log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 _STOP_S = 15
 _RECORD_NAME = "record.seed"
-# The limits that hold for a session in sum only by cgroups.
-_NEEDED = frozenset({"memory", "pids"})
 
 
 class _Terms(msgspec.Struct, frozen=True):
-    """What the box must wait for: its address, and the policy that clients see, signed."""
+    """What the box must wait for: its address and what else it tells of itself, and the policy that clients see,
+    signed."""
 
-    address: str
+    facts: Facts
     signed: Signed
 
 
@@ -73,24 +82,42 @@ def serve(config: BoxConfig, *, ready: Callable[[Serving], None]) -> None:
     """Run a box until SIGTERM or SIGINT. `ready` is called once, when it can be reached.
 
     Raises ConfigError, SandboxError, TorError where it cannot be brought up; then nothing of it is left."""
+    check_onion(config)
     with ExitStack() as stack:
         root = os.geteuid() == 0
         state_path = Path(config.state).absolute() if config.state else data_dir() / "box"
+        if config.single_hop and not config.control:
+            config = msgspec.structs.replace(config, control=str(single_hop.control_of(state_path)))
         state = open_state(state_path, box_uid=config.first_uid if root else None)
         stack.callback(state.close)
         images_dir = Path(config.images).absolute() if config.images else images.default_dir()
         for name in config.policy.images:
             images.load(images_dir, name)
         target = Endpoint.parse(config.listen) if config.listen else state.default_socket
-        listener = stack.enter_context(listen(target))
+        listeners = [stack.enter_context(listen(place)) for place in (target, *_exit_places(state_path, target))]
         if target.path is not None:
             stack.callback(target.path.unlink, missing_ok=True)
         orders = stack.enter_context(listen_operator(state.operator_socket))
         stack.callback(state.operator_socket.unlink, missing_ok=True)
+        seeing = stack.enter_context(open_seeing(config.metrics))
         view = {"state": state_path, "images": images_dir}
         if root:
             view = private_view(view)
-        _Keeping(config, state, view, listener, orders, target, ready, stack).run(root=root)
+
+        def announce(serving: Serving) -> None:
+            ready(serving)
+            notify("READY=1", f"STATUS={serving.address}, port {serving.port}")
+
+        _Keeping(config, state, view, listeners, orders, target, announce, stack, seeing).run(root=root)
+
+
+def _exit_places(state_path: Path, target: Endpoint) -> list[Endpoint]:
+    """The box's virtual address, where setup-relay has opened the relay's exit policy for it."""
+    record = maybe_relay(state_path)
+    if record is None or record.wanted.exit_port is None:
+        return []
+    place = Endpoint.tcp(VIRTUAL_ADDRESS, record.wanted.exit_port)
+    return [] if place == target else [place]
 
 
 class _Keeping:
@@ -101,32 +128,42 @@ class _Keeping:
         config: BoxConfig,
         state: StateDir,
         view: dict[str, Path],
-        listener: socket.socket,
+        listeners: list[socket.socket],
         orders: socket.socket,
         target: Endpoint,
         ready: Callable[[Serving], None],
         stack: ExitStack,
+        seeing: Seeing,
     ) -> None:
         self._config = config
         self._state = state
         self._view = view
-        self._listener = listener
+        self._listeners = listeners
         self._orders = orders
         self._target = target
         self._ready = ready
         self._stack = stack
+        self._seeing = seeing
         self._stopping = False
         self._maybe_failure: BentoError | None = None
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._maybe_way_out: WayOut | None = None
+        self._maybe_gate: Gateway | None = None
 
     def run(self, *, root: bool) -> None:
         config = self._config
         # Its own user, because the kernel's rules know the broker by that.
         broker_uid = config.first_uid - 1 if root else None
-        self._maybe_way_out = open_way_out(config.policy, control=config.relay, socks=config.socks, uid=broker_uid)
+        self._maybe_way_out = open_way_out(
+            config.policy, control=config.relay, socks=config.socks, uid=broker_uid, state=self._view["state"]
+        )
         if self._maybe_way_out is not None:
             self._stack.callback(self._maybe_way_out.stop)
+        self._maybe_gate = open_gate(
+            config, state=self._state.path, view=self._view["state"], uid=config.first_uid - 2 if root else None
+        )
+        if self._maybe_gate is not None:
+            self._stack.callback(self._maybe_gate.stop)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         address_out, address_in = os.pipe()
         # First of all, while there are no threads and no secrets: what the box inherits is this and no more.
@@ -134,13 +171,29 @@ class _Keeping:
         if pid == 0:
             ours.close()
             os.close(address_in)
+            self._seeing.keeper.close()
             maybe_line = self._maybe_way_out.leave_to_box() if self._maybe_way_out is not None else None
-            _become_box(config, self._view, self._listener, self._orders, theirs, maybe_line, address_out, root=root)
+            maybe_gate = self._maybe_gate.leave_to_box() if self._maybe_gate is not None else None
+            _become_box(
+                config,
+                self._view,
+                self._listeners,
+                self._orders,
+                theirs,
+                maybe_line,
+                maybe_gate,
+                self._seeing,
+                address_out,
+                root=root,
+            )
         theirs.close()
+        self._seeing.leave_to_box()
         os.close(address_out)
         if self._maybe_way_out is not None:
             self._maybe_way_out.box.close()
-        self._stack.callback(_end, pid)
+        if self._maybe_gate is not None:
+            self._maybe_gate.box.close()
+        self._stack.callback(end_child, pid, "box", within_s=_STOP_S)
         self._stack.callback(ours.close)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._begin_stop(pid))
@@ -151,21 +204,21 @@ class _Keeping:
         policy = self._config.policy
         found = [images.load(self._view["images"], name) for name in policy.images]
         way_out = self._maybe_way_out
-        with Jail(*found, doors=self._view["state"] / "doors" if way_out is not None else None) as jail:
+        doors = self._view["state"] / "doors" if way_out is not None else None
+        gates = self._view["state"] / "gates" if self._maybe_gate is not None else None
+        with Jail(*found, doors=doors, gates=gates) as jail:
             check(jail)
-            _require_layers(jail)
-            _require_limits(jail, self._config)
+            require_layers(jail)
+            require_limits(jail, self._config)
             address, port, owner, maybe_seed = self._onion()
             if self._stopping:
                 return
             if way_out is not None:
                 way_out.open()
+            facts = self._facts(address, port, owner, jail)
+            signed = self._sign(offer(policy, found, cgroups=jail.effective >= NEEDED, address=address), address)
             with suppress(BrokenPipeError), address_in:  # the box has gone: the keeper, below, sees it at once
-                address_in.write(
-                    msgspec.msgpack.encode(
-                        _Terms(address, self._sign(offer(policy, found, cgroups=jail.effective >= _NEEDED), address))
-                    )
-                )
+                address_in.write(msgspec.msgpack.encode(_Terms(facts, signed)))
             serving = Serving(address, port, str(self._target), owner, os.getpid(), tuple(sorted(jail.effective)))
             self._publish(maybe_seed, serving)
             keeper = Keeper(
@@ -174,13 +227,37 @@ class _Keeping:
                 ceiling=policy.limits,
                 max_sessions=policy.sessions,
                 egress=way_out.line if way_out is not None else None,
+                gate=self._maybe_gate.line if self._maybe_gate is not None else None,
                 pool_size=self._config.ready,
+                maybe_look=way_out.look if way_out is not None else None,
             )
+            self._look_out(facts, keeper)
             keeper.run(self._stop_fd)
+            self._stopping = self._stopping or keeper.leaving
         if self._maybe_failure is not None:
             raise self._maybe_failure
         if not self._stopping:
             raise BentoError("the box's process ended by itself", hint="its log, above, says why")
+
+    def _facts(self, address: str, port: int, owner: str, jail: Jail) -> Facts:
+        relay = maybe_relay(self._view["state"])
+        control = relay.control if relay is not None else self._config.control
+        config, enforced = self._config, tuple(sorted(jail.effective))
+        return Facts(address, port, owner, str(self._target), control, config.relay, enforced, config.metrics)
+
+    def _look_out(self, facts: Facts, keeper: Keeper) -> None:
+        """Tell the box what only we see, and the service manager that all of us live."""
+        onion_at = None
+        if facts.owner != "nobody":
+            onion_at = (Endpoint.parse(facts.control) if facts.control else None, facts.address)
+        lookout = Lookout(self._seeing.keeper, onion_at, keeper.count_ready, self._seeing.complaints)
+        self._stack.callback(lookout.stop)
+        lookout.start()
+        if (period_s := watchdog_s()) is not None:
+            orders = self._state.operator_socket
+            watchdog = Watchdog(period_s, lambda: answers(orders, within_s=period_s / 4))
+            self._stack.callback(watchdog.stop)
+            watchdog.start()
 
     def _sign(self, policy: Policy, address: str) -> Signed:
         """Signed with the onion service's key where that is ours. A key that a relay's tor made itself is in a form
@@ -221,15 +298,32 @@ class _Keeping:
                 os.eventfd_write(self._stop_fd, 1)
 
         control = Endpoint.parse(self._config.control) if self._config.control else None
-        publisher = Publisher(control, maybe_seed, self._config.port, self._target, done)
+        publisher = Publisher(
+            control,
+            maybe_seed,
+            self._config.port,
+            self._target,
+            done,
+            defences=self._config.defences,
+            access=Place(self._view["state"]).access(BOX),
+            single_hop=self._config.single_hop,
+            maybe_own=self._maybe_own_tor(control),
+        )
         self._stack.callback(publisher.stop)
         publisher.start()
+
+    def _maybe_own_tor(self, control: Endpoint | None) -> SingleHopTor | None:
+        if not self._config.single_hop or control != single_hop.control_of(self._state.path):
+            return None
+        extra = self._config.single_hop_torrc
+        return SingleHopTor(self._state.path, extra=Path(extra) if extra else None)
 
     def _begin_stop(self, pid: int) -> None:
         """The box ends its sessions, which still takes us; we end when its socket closes. A second signal hurries."""
         if self._stopping:
             os.eventfd_write(self._stop_fd, 1)
         self._stopping = True
+        notify("STOPPING=1")
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
 
@@ -237,10 +331,12 @@ class _Keeping:
 def _become_box(
     config: BoxConfig,
     view: dict[str, Path],
-    listener: socket.socket,
+    listeners: list[socket.socket],
     orders: socket.socket,
     keeper: socket.socket,
     maybe_line: socket.socket | None,
+    maybe_gate: socket.socket | None,
+    seeing: Seeing,
     address_out: int,
     *,
     root: bool,
@@ -260,7 +356,20 @@ def _become_box(
             terms = msgspec.msgpack.decode(told, type=_Terms)
             database = view["state"] / "box" / "box.db"
             Box(
-                listener, keeper, orders, maybe_line, database=database, address=terms.address, signed=terms.signed
+                listeners,
+                keeper,
+                orders,
+                maybe_line,
+                maybe_gate,
+                database=database,
+                facts=terms.facts,
+                seeing=seeing,
+                signed=terms.signed,
+                doorway=Doorway(
+                    config.clients, circuit_ids=config.circuit_ids, most_of_circuit=config.clients_per_circuit
+                ),
+                spool_bytes=config.spool_bytes,
+                audit=config.audit,
             ).run()
         status = 0
     except BentoError as error:
@@ -269,44 +378,3 @@ def _become_box(
         log.exception("the box's machinery broke")
     finally:
         os._exit(status)
-
-
-def _end(pid: int) -> None:
-    """Wait for the box; insist if it does not go."""
-    fd = os.pidfd_open(pid)
-    try:
-        done = _wait(fd, _STOP_S)
-        if not done:
-            log.warning("the box did not end in %d seconds; killing it", _STOP_S)
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    finally:
-        os.close(fd)
-
-
-def _wait(fd: int, timeout_s: float) -> bool:
-    import select
-
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(timeout_s * 1000))
-
-
-def _require_layers(jail: Jail) -> None:
-    """Every layer that no stranger's code may run without, tried in real sandboxes at every start."""
-    missing = layers.missing(layers.probe(jail))
-    if missing:
-        raise SandboxError(
-            f"this machine does not enforce {', '.join(layer.name for layer in missing)}",
-            hint="'bento-tor doctor' says what was seen; docs/threat-model.md what each is for",
-        )
-
-
-def _require_limits(jail: Jail, config: BoxConfig) -> None:
-    """Without cgroups a function's processes are limited one by one only, and in sum not at all."""
-    missing = sorted(_NEEDED - jail.effective)
-    if missing and config.limits == "cgroups":
-        raise SandboxError(
-            f"this machine lets us set no cgroup limits for {' and '.join(missing)}",
-            hint='run as root, delegate a cgroup, or set limits = "rlimits-only" and accept weaker ones',
-        )

@@ -5,6 +5,7 @@ STATE/keys/        0700  the onion service's key: the keeper's
 STATE/box/         0700  the database: the box's own user's
 STATE/box.sock     the listening socket
 STATE/operator.sock  0600  takes orders from whoever runs serve
+STATE/blocked      0600  destinations that the operator has blocked: blocks.py
 STATE/onion.json   written by setup-relay: the relay's tor owns the onion service
 STATE/lock         one box at a time
 """
@@ -73,6 +74,23 @@ def open_state(path: Path, *, box_uid: int | None) -> StateDir:
     return StateDir(path, fd)
 
 
+def is_in_use(path: Path) -> bool:
+    """Whether a box has the folder now. Raises ConfigError where nobody may look."""
+    try:
+        fd = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as why:
+        raise ConfigError(f"the state folder {path} cannot be used: {why.strerror}") from why
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def onion_seed(state: Path) -> Path:
     """Where the onion service's key is kept."""
     return state / "keys" / "onion.seed"
@@ -126,6 +144,11 @@ def listen(endpoint: Endpoint) -> socket.socket:
 
 def listen_operator(path: Path) -> socket.socket:
     """The socket of orders: of who runs serve, and of nobody else. Raises ConfigError."""
+    return listen_private(path)
+
+
+def listen_private(path: Path) -> socket.socket:
+    """A socket that who runs serve can reach, and nobody else. Raises ConfigError."""
     sock = socket.socket(socket.AF_UNIX)
     try:
         _remove_stale(path)

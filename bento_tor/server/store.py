@@ -11,7 +11,7 @@ import hashlib
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Saved(Enum):
     DONE = "done"
     TAKEN = "taken"  # the token is in use for something else
     FULL = "full"
+    PAUSED = "paused"  # it is not known, and only what is may be said again
 
 
 class StoredFunction(msgspec.Struct, frozen=True):
@@ -94,8 +95,11 @@ class Store:
 
     # --- functions ------------------------------------------------------------------------------------------
 
-    def save(self, invocation: bytes, shutdown: bytes, manifest: bytes, source: bytes) -> Saved:
-        """Seal and keep a function. Saying the same again is DONE again; another function under the token is TAKEN."""
+    def save(
+        self, invocation: bytes, shutdown: bytes, manifest: bytes, source: bytes, *, paused: bool = False
+    ) -> Saved:
+        """Seal and keep a function. Saying the same again is DONE again; another function under the token is TAKEN.
+        `paused`: nothing new is kept."""
         key = self._hash(tokens.INVOCATION, invocation)
         shutdown_hash = self._hash(tokens.SHUTDOWN, shutdown)
         known = self.maybe_load(invocation)
@@ -109,6 +113,8 @@ class Store:
                     "UPDATE functions SET expires_day = ? WHERE invocation_hash = ?", (self._expires_day(), key)
                 )
             return Saved.DONE if same else Saved.TAKEN
+        if paused:
+            return Saved.PAUSED
         # One that has expired, and waits for the sweep, must not keep its token.
         self._erase_where("invocation_hash = ? AND expires_day <= ?", key, self._today())
         if self.count_functions() >= self._max_functions and not self.sweep_old():
@@ -168,6 +174,29 @@ class Store:
         """The same for the operator, who knows no token: by the id that an abuse report names."""
         erased = self._erase_where("public_id = ?", public_id)
         return erased[0] if erased else None
+
+    def erase_all(self) -> int:
+        """Erase every function with what it keeps, and what is known of every session, overwriting all of it on disk.
+        Gives the number of functions. Raises ConfigError where the disk does not take it."""
+        try:
+            erased = self.count_functions()
+            # The key slots first, which is little: from here on nobody can read the rest, whatever stops us.
+            self._db.execute("UPDATE functions SET key_slot = zeroblob(length(key_slot))")
+            self._cut_log()
+            with self._db:  # commits, or rolls back
+                self._db.execute("BEGIN IMMEDIATE")
+                for table in ("pieces", "blobs", "sessions", "functions"):
+                    self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - our own words
+            self._cut_log()
+            # secure_delete has overwritten the pages; this gives them back, and their number tells nothing. A full disk
+            # has no room for it: then they stay, as zeros.
+            with suppress(sqlite3.OperationalError):
+                self._db.execute("VACUUM")
+            if not self._cut_log():
+                raise ConfigError("the box's database cannot be erased: another process reads it")
+        except sqlite3.Error as why:
+            raise ConfigError(f"the box's database cannot be erased: {why}") from why
+        return erased
 
     def count_functions(self) -> int:
         """How many are kept."""
@@ -246,9 +275,13 @@ class Store:
             self._db.execute("DELETE FROM functions WHERE invocation_hash = ?", row)
             self._db.execute("DELETE FROM sessions WHERE invocation_hash = ?", row)
         self._db.execute("COMMIT")
-        # The log still holds the old pages: move the overwritten ones into the file, and cut the log.
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._cut_log()
         return [bytes(row[0]) for row in found]
+
+    def _cut_log(self) -> bool:
+        """The log still holds the old pages: move the overwritten ones into the file, and cut the log. False: somebody
+        else reads it."""
+        return not self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]
 
     def _one(self, query: str, *values: bytes | int) -> tuple[Any, ...] | None:
         with closing(self._db.execute(query, values)) as cursor:

@@ -71,7 +71,7 @@ def test_what_a_function_needs_and_keeps_is_matched_too() -> None:
     ]
     offered = Policy(found=found("numpy", "requests"), store_bytes=1, limits=Limits(data_bytes=64 * MIB))
     assert document.misfits(asked, offered) == []
-    assert document.limits_for(Manifest(disk=2), Policy()).data_bytes == 16 * MIB
+    assert document.limits_for(Manifest(disk=2), Policy()).data_bytes == 2 * MIB
 
 
 def test_the_largest_policy_fits_a_message() -> None:

@@ -59,7 +59,8 @@ def test_what_is_no_toml_is_refused_in_words(path: Path, text: bytes) -> None:
 @pytest.mark.parametrize("name", FOUND)
 def test_what_the_box_finds_out_is_not_for_the_operator_to_say(path: Path, name: str) -> None:
     image = f"[found.python]\ndigest = '{'0' * 64}'\nprofile = 'python'\npackages = []"
-    path.write_text(image if name == "found" else f"{name} = 'rlimits-only'")
+    texts = {"found": image, "enforcement": "enforcement = 'rlimits-only'", "address": f"address = '{'a' * 56}.onion'"}
+    path.write_text(texts[name])
     with pytest.raises(ConfigError, match="not for the operator"):
         read_policy(path)
 
