@@ -124,18 +124,24 @@ def _settle(place: Place, service: str, access: Access, options: dict[str, Any])
 
     place.make()
     client_auth.store_access(place.access(service), access)
-    if service == services.BOX and maybe_relay(place.state) is None:
+    record, known = maybe_relay(place.state), place.maybe_load(service)
+    if service == services.BOX and record is None:
         # A box that publishes itself sees the file change.
         return is_in_use(place.state)
+    # The tor that has it, and not the one that is found first: there a revoked key would still open it.
+    control = record.control if service == services.BOX and record else known.control if known else ""
+    if options["control"] is None and options["network_dir"] is None and control:
+        options = {**options, "control": control}
     try:
         with reach(options) as tor, ui.progress("telling tor"):
             if service == services.BOX:
                 folder = services.service_dir(tor, service)
                 client_auth.write_authorized(folder, access.keys)
                 return services.read_again(tor, str(folder))
-            seed, known = onion.load_seed(place.seed(service)), place.load(service)
-            if not services.own_descriptor(tor, place.address(service)):
+            known = place.load(service)
+            if not services.is_up(tor, known, place.address(service)):
                 return False
+            seed = onion.load_seed(place.seed(service))
             services.put_up(tor, known, seed, access, timeout_s=options["timeout_s"])
     except TorError as why:
         ui.warn(f"it is written down, but tor was not told: {why.message}")

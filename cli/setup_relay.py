@@ -88,8 +88,12 @@ def _in_files(place: Path, options: dict[str, Any]) -> None:
         raise ConfigError("this box was set up on another tor", hint=hint)
     records = _records(place)
     with changeover.locked(instance):
-        interrupted = changeover.maybe_journal(records.journal) is not None
-        if interrupted:
+        journal = changeover.maybe_journal(records.journal)
+        interrupted = journal is not None
+        if journal is not None:
+            if journal.instance != instance:  # it may be at work: the lock that we have is on another one's folder
+                hint = f"if none is at work, complete it: --instance {journal.instance.name} --undo"
+                raise ConfigError(f"a run on {journal.instance.unit} has not ended for this box", hint=hint)
             if options["dry_run"]:
                 raise ConfigError("an earlier run was interrupted", hint="run this without --dry-run, or --undo")
             changeover.recover(records, ui.say)

@@ -177,7 +177,7 @@ def put_back(journal: Journal, records: Records, report: Report, *, process: Pro
 
 def is_running(instance: Instance, process: ProcessId | None = None) -> bool:
     """Whether a tor of that instance lives, whether or not it answers."""
-    return process.alive if process is not None else bool(find_by_arguments(instance.torrc_path))
+    return process.alive if process is not None else bool(find_by_arguments(instance.torrc_path, program="tor"))
 
 
 def recover(records: Records, report: Report) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import os
 import re
 from contextlib import suppress
@@ -133,11 +134,18 @@ def load_access(path: Path) -> Access:
     """Whom a service lets in; everybody where nothing is written. Raises ConfigError where it cannot be read: a service
     must not be open because a file is broken."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Access)
+        access = msgspec.json.decode(path.read_bytes(), type=Access)
+        for client in access.clients:
+            # It may come from a backup, or an editor: a name is one of a file, and a key can end tor.
+            if not _NAME.fullmatch(client.name) or base32(_parse_kept(client.public)) != client.public:
+                raise ConfigError(f"{client.name!r} is no client of bento-tor's making")
     except FileNotFoundError:
         return Access()
+    except ConfigError as why:
+        raise ConfigError(f"{path} cannot be used: {why.message}", hint=why.hint) from why
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as why:
         raise ConfigError(f"{path} cannot be used: {getattr(why, 'strerror', None) or why}") from why
+    return access
 
 
 def store_access(path: Path, access: Access) -> None:
@@ -169,19 +177,28 @@ def _write_authorized(above: int, keys: dict[str, str]) -> None:
         os.fchown(inside, owner.st_uid, owner.st_gid)
         # The new ones first: at no moment is there none, which would mean everybody.
         for name, public in keys.items():
-            fd = os.open(f".{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600, dir_fd=inside)
-            with os.fdopen(fd, "w") as file:
-                os.fchown(fd, owner.st_uid, owner.st_gid)
-                file.write(f"descriptor:x25519:{public}\n")
-                file.flush()
-                os.fsync(fd)
-            os.rename(f".{name}", f"{name}.auth", src_dir_fd=inside, dst_dir_fd=inside)
+            _write_in(inside, f"{name}.auth", f"descriptor:x25519:{public}", owner)
         for name in os.listdir(inside):  # noqa: PTH208 - a descriptor has no path
             if name not in {f"{known}.auth" for known in keys}:
                 os.unlink(name, dir_fd=inside)
         os.fsync(inside)
     finally:
         os.close(inside)
+
+
+def _write_in(inside: int, name: str, line: str, owner: os.stat_result) -> None:
+    """One file of one line in an open folder of `owner`'s, wholly or not at all. What lies in wait there under the
+    temporary name, a link to a file of root's for instance, is neither written to nor given away. Raises OSError."""
+    temporary = f".{name}.bento-new"
+    with suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=inside)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=inside)
+    with os.fdopen(fd, "w") as file:
+        file.write(f"{line}\n")
+        os.fchown(fd, owner.st_uid, owner.st_gid)
+        file.flush()
+        os.fsync(fd)
+    os.rename(temporary, name, src_dir_fd=inside, dst_dir_fd=inside)
 
 
 @dataclass(frozen=True)
@@ -228,12 +245,16 @@ def write_private(folder: Path, address: str, private: bytes) -> Path:
     path = folder / f"{_bare(address)}.auth_private"
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder", hint="the one that ClientOnionAuthDir names in tor's torrc")
-    rewrite.write(path, (private_line(address, private) + "\n").encode(), like=None)
-    owner = folder.stat()
     try:
-        os.chown(path, owner.st_uid, owner.st_gid)
+        # By descriptors only: of a path tor's user, whose folder it is, could make a link to what root then gives him.
+        inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _write_in(inside, path.name, private_line(address, private), os.fstat(inside))
+            os.fsync(inside)
+        finally:
+            os.close(inside)
     except OSError as why:
-        raise ConfigError(f"{path} cannot be given to tor's user: {why.strerror}") from why
+        raise ConfigError(f"{path} cannot be written for tor's user: {why.strerror}") from why
     return path
 
 
@@ -241,6 +262,12 @@ def _bare(address: str) -> str:
     if not is_onion_address(address):
         raise ConfigError(f"{address!r} is no v3 onion address")
     return address.removesuffix(".onion")
+
+
+@functools.lru_cache(maxsize=4 * MAX_CLIENTS)
+def _parse_kept(text: str) -> bytes:
+    """`parse_public`, of the file that a box reads again and again."""
+    return parse_public(text)
 
 
 def _checked(public: bytes) -> bytes:

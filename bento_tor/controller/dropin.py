@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import jinja2
@@ -142,7 +142,13 @@ def includes_it(torrc: bytes, dropin: Path) -> bool:
     """Whether an %include of the operator's own takes the drop-in already; a second one would take it twice."""
     values = _INCLUDE.findall(without_include(torrc, dropin).decode("utf-8", "replace"))
     paths = [value.strip().strip('"').rstrip("/") for value in values]
-    return any(path == str(dropin.parent) or fnmatch(str(dropin), path) for path in paths)
+    return any(_matches(dropin, path) or _matches(dropin.parent, path) for path in paths)
+
+
+def _matches(path: Path, pattern: str) -> bool:
+    """As glob(3) has it: a star ends at a slash."""
+    names, patterns = path.parts, Path(pattern).parts
+    return len(names) == len(patterns) and all(map(fnmatchcase, names, patterns))
 
 
 def check_free(instance: Instance, ours: Ours, state: str) -> None:

@@ -75,14 +75,16 @@ def start(argv: Sequence[str], *, output: Path) -> ProcessId:
     return found if found is not None else ProcessId(pid, 0)
 
 
-def find_by_arguments(argument: str) -> list[ProcessId]:
-    """The running processes that were given exactly this argument, such as the path of a torrc of ours."""
+def find_by_arguments(argument: str, *, program: str = "") -> list[ProcessId]:
+    """The running processes that were given exactly this argument, such as the path of a torrc of ours. `program`: only
+    those of that name: an editor has the same path among its arguments."""
     wanted = os.fsencode(argument)
     found: list[ProcessId] = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):  # it has ended meanwhile, or belongs to somebody else
-                if wanted in (entry / "cmdline").read_bytes().split(b"\0"):
+                is_it = not program or (entry / "comm").read_text(errors="replace").rstrip("\n") == program
+                if is_it and wanted in (entry / "cmdline").read_bytes().split(b"\0"):
                     maybe_process = identify(int(entry.name))
                     found += [maybe_process] if maybe_process else []
     return found

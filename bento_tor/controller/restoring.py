@@ -10,6 +10,8 @@ import pwd
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +25,7 @@ from bento_tor.errors import ConfigError, TorError
 
 _PATIENCE_S = 60.0
 _POLL_S = 0.1
+_PROOF = ".bento-proof-"
 # What tor makes from the keys.
 _STATED = frozenset({"hostname", "fingerprint", "fingerprint-ed25519"})
 
@@ -74,12 +77,14 @@ def _seed_address(path: Path) -> str:
 def _check_place(kept: Kept, folder: Path) -> None:
     """The file says where it goes: never out of its folder, and over nothing else. Raises ConfigError."""
     path = PurePosixPath(kept.path)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
+    # No quotes or line breaks either: names of services become part of a torrc that tor reads as root.
+    plain = kept.path.isprintable() and not any(char in kept.path for char in '"\\')
+    if path.is_absolute() or ".." in path.parts or not path.parts or not plain:
         raise ConfigError(f"the backup names {kept.path!r}, which is no place for a file")
     target = folder / path
     if target.is_symlink() or any(above.is_symlink() for above in target.parents if above.is_relative_to(folder)):
         raise ConfigError(f"{target} is a link, or behind one", hint="restore into an empty folder")
-    if target.exists() and target.read_bytes() != kept.content:
+    if target.exists() and not (target.is_file() and target.read_bytes() == kept.content):
         raise ConfigError(
             f"another {target} is there already", hint="move it away, or restore into another folder: nothing is lost"
         )
@@ -159,22 +164,47 @@ def _prove(backup: Backup, tor_data: Path, owner: str) -> tuple[str, set[str]]:
     """Have a tor without a network read a copy of the keys that were restored: its fingerprint, and the addresses of
     its services. It makes both from the secret keys; so the copy leaves out the files that state them."""
     # Beside the folder, where root writes: in it tor's user could change what is there.
-    proof = Path(tempfile.mkdtemp(prefix=".bento-proof-", dir=tor_data.parent if os.geteuid() == 0 else tor_data))
+    place = tor_data.parent if os.geteuid() == 0 else tor_data
+    _sweep(place)
+    proof = Path(tempfile.mkdtemp(prefix=_PROOF, dir=place))
     try:
-        proof.chmod(0o711)
-        return _ask_tor(backup, tor_data, proof, owner)
+        with _held(proof):
+            proof.chmod(0o711)
+            return _ask_tor(backup, tor_data, proof, owner)
     finally:
         shutil.rmtree(proof)
+
+
+def _sweep(place: Path) -> None:
+    """Copies of keys that a killed run has left."""
+    for left in place.glob(f"{_PROOF}*"):
+        try:
+            with _held(left):
+                shutil.rmtree(left)
+        except OSError:
+            continue  # another run is at it, or it is nothing of ours
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """As long as a process does. Raises OSError where another one does."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _ask_tor(backup: Backup, tor_data: Path, proof: Path, owner: str) -> tuple[str, set[str]]:
     data, ours = proof / "data", [kept for kept in backup.files if kept.root == "tor"]
     for kept in ours:
         if PurePosixPath(kept.path).name not in _STATED:
-            restored = msgspec.structs.replace(kept, content=(tor_data / kept.path).read_bytes())
+            restored = msgspec.structs.replace(kept, content=_read_back(tor_data, kept))
             _write(restored, data, _ids(owner))
     services = sorted({PurePosixPath(kept.path).parts[0] for kept in ours if kept.path.endswith("/hostname")})
     lines = [f'DataDirectory "{data}"', "SocksPort 0", "DisableNetwork 1", "ShutdownWaitLength 0", "Log notice stdout"]
+    lines += [f"__OwningControllerProcess {os.getpid()}"]  # a killed run leaves no tor that has these keys
     lines += ["ORPort 9", "ExitRelay 0"] if backup.fingerprint else []
     lines += [f"User {owner}"] if owner and os.geteuid() == 0 else []
     for name in services:
@@ -185,6 +215,25 @@ def _ask_tor(backup: Backup, tor_data: Path, proof: Path, owner: str) -> tuple[s
     _run_until(stated, proof)
     fingerprint = (data / "fingerprint").read_text("ascii").split()[1] if backup.fingerprint else ""
     return fingerprint, {(data / name / "hostname").read_text("ascii").strip() for name in services}
+
+
+def _read_back(folder: Path, kept: Kept) -> bytes:
+    """What was restored there. By descriptors only: what is read is given to tor's user, whose folder it is, and who
+    could have made a link of it to a file of root's. Raises ConfigError."""
+    *above, name = PurePosixPath(kept.path).parts
+    with ExitStack() as stack:
+        try:
+            inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            stack.callback(os.close, inside)
+            for part in above:
+                inside = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=inside)
+                stack.callback(os.close, inside)
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=inside)
+            with os.fdopen(fd, "rb") as file:
+                content = file.read(len(kept.content) + 1)
+        except OSError as why:
+            raise ConfigError(f"{folder / kept.path} was changed while it was restored: {why.strerror}") from why
+    return content
 
 
 def _run_until(files: list[Path], proof: Path) -> None:

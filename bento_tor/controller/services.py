@@ -231,6 +231,13 @@ def read_again(tor: Tor, folder: str) -> bool:
     return True
 
 
+def is_up(tor: Tor, service: Service, address: str) -> bool:
+    """Whether that tor has it, with a descriptor or not yet. Raises TorError."""
+    if service.kind == "dir":
+        return str(service_dir(tor, service.name)) in dirs(tor)
+    return address in detached(tor)
+
+
 def detached(tor: Tor) -> tuple[str, ...]:
     """The addresses of the services that live as long as that tor. Raises TorError."""
     return tuple(f"{name}.onion" for name in tor.get_info("onions/detached").split())

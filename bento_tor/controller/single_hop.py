@@ -50,7 +50,7 @@ class SingleHopTor:
             return control
         torrc = self._prepare(control)
         # One that a killed box left behind holds the folder for some seconds more.
-        end(find_by_arguments(str(torrc)), ask=signal.SIGINT, patience_s=3.0)
+        end(find_by_arguments(str(torrc), program="tor"), ask=signal.SIGINT, patience_s=3.0)
         log = self._state / "single-hop.log"
         rewrite.write(log, b"", like=None)
         launched = launch("single-hop", torrc, control=control, log=log, defaults=Path(os.devnull))

@@ -58,10 +58,10 @@ class Control:
         text = listed[0].strip('"')
         return Endpoint.parse(text)
 
-    @property
     def has_services(self) -> bool:
-        """Whether its torrc names onion services: then it hides something."""
-        return bool(self._tor.get_conf("HiddenServiceDir"))
+        """Whether it has onion services, of its settings or of somebody's who left them there: then it hides something.
+        Raises TorError."""
+        return bool(self._tor.get_conf("HiddenServiceDir") or self._tor.get_info("onions/detached").split())
 
     def publish(self, port: int, target: Path) -> str:
         """An onion service with a key that nobody keeps; gives its address without `.onion`. Raises TorError."""

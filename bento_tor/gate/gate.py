@@ -7,7 +7,6 @@ the operator's policy is refused whatever the box says, and where tor has gone n
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import logging
 import secrets
@@ -42,6 +41,7 @@ T = TypeVar("T")
 _CIRCUITS_PER_HOUR, _SERVICES_PER_HOUR = 240, 60
 _SERVICES_MAX = 32
 _RELAYS_A_PAGE = 400
+_NAME_BYTES = 8  # of a service's socket
 _THREADS = 4
 _ENDING_S = 5.0
 # A descriptor that no directory takes in that time is as good as refused.
@@ -86,7 +86,6 @@ class Gate:
         self._control = control
         self._answer = answer
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="gate")
-        self._hides = settings.hides or control.has_services
         socks = control.socks
         self._socks: str | tuple[str, int] = str(socks.path) if socks.path is not None else (socks.host, socks.port)
         self._doors: dict[int, socket.socket] = {}
@@ -95,7 +94,6 @@ class Gate:
         self._services: dict[str, Service] = {}
         # A descriptor may be taken before we have tor's answer that there is such a service.
         self._early: deque[str] = deque(maxlen=256)
-        self._names = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._doing: dict[TorVerb, Callable[[Holding, Ask], Awaitable[dict[str, Any]]]] = {
             TorVerb.CONNECT: self._connect,
@@ -197,7 +195,7 @@ class Gate:
             raise Declining("policy", "the function's manifest does not name this host under 'hosts'")
         if not ask.port:
             raise Declining("policy", "a port is from 1 to 65535")
-        held = self._held(holding, ask.handle)
+        held = await self._held(holding, ask.handle)
 
         async def errand(conn: socket.socket) -> socket.socket | None:
             if held not in holding.circuits.values():
@@ -213,6 +211,7 @@ class Gate:
         return {"ticket": holding.ticket(errand, once=True)}
 
     async def _new_circuit(self, holding: Holding, ask: Ask) -> dict[str, Any]:
+        await self._refuse_where_hidden()
         self._count_circuit(holding)
         return {"circuit": self._hold(holding)}
 
@@ -242,7 +241,9 @@ class Gate:
             raise Declining("full", "no more onion services in this hour")
         holding.made_services.take(now_s)
         self._made_services.take(now_s)
-        name, number = str(next(self._names)), holding.number()
+        # Everybody of this machine may pass through the folder to a socket that he can name; visitors have an address
+        # that cannot be guessed, and so is this.
+        name, number = secrets.token_hex(_NAME_BYTES), holding.number()
         service = Service(Path(self._settings.folder) / name)
         holding.services[number] = service
         try:
@@ -283,9 +284,11 @@ class Gate:
 
     # --- what is held -----------------------------------------------------------------------------------------
 
-    def _held(self, holding: Holding, number: int) -> Held:
+    async def _held(self, holding: Holding, number: int) -> Held:
         """The circuit of that number; 0: the session's first, made when it is first wanted."""
         if number == 0:
+            if holding.first and holding.first not in holding.circuits:
+                await self._refuse_where_hidden()
             number = holding.first if holding.first in holding.circuits else self._make_first(holding)
         held = holding.circuits.get(number)
         if held is None:
@@ -299,10 +302,14 @@ class Gate:
         holding.first = self._hold(holding)
         return holding.first
 
-    def _count_circuit(self, holding: Holding) -> None:
-        if self._hides:
-            # Circuits at will, one of them some day through a relay of the asker's: so a hidden box's guard is found.
+    async def _refuse_where_hidden(self) -> None:
+        """Circuits at will, one of them some day through a relay of the asker's: so a hidden box's guard is found.
+
+        Asked each time: a service may have come since this gate began."""
+        if self._settings.hides or await self._call(self._control.has_services):
             raise Declining("policy", "this box hides where it is, and gives no circuits at will")
+
+    def _count_circuit(self, holding: Holding) -> None:
         now_s = time.monotonic()
         if len(holding.circuits) >= CIRCUITS_MAX:
             raise Declining("full", f"a session has at most {CIRCUITS_MAX} circuits: close one")
@@ -320,10 +327,14 @@ class Gate:
 
     async def _end(self, holding: Holding) -> None:
         await holding.close_door()
-        for service in holding.services.values():
-            await self._close_service(service)
-        if holding.made_any:
-            await self._call(self._control.end_circuits, f"{holding.prefix}-")
+        try:
+            # One that cannot be taken down must not leave the others up, nor the circuits.
+            closing = [self._close_service(service) for service in holding.services.values()]
+            for failed in [each for each in await asyncio.gather(*closing, return_exceptions=True) if each]:
+                log.warning("the gate could not take down an onion service: %s", failed)
+        finally:
+            if holding.made_any:
+                await self._call(self._control.end_circuits, f"{holding.prefix}-")
 
     async def _close_service(self, service: Service) -> None:
         self._services.pop(service.address, None)

@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 from bento_tor.controller.endpoints import MAX_SOCKET_PATH_BYTES, Endpoint
+from bento_tor.controller.services import Place
 from bento_tor.egress.grants import Caps
 from bento_tor.egress.link import KeeperLine
 from bento_tor.errors import ConfigError
@@ -17,6 +18,7 @@ from bento_tor.gate.gate import Settings
 from bento_tor.gate.words import NAMES
 from bento_tor.server.child import end_child
 from bento_tor.server.settings import BoxConfig
+from bento_tor.server.state import maybe_relay
 
 _STOP_S = 10
 # Tor passes through to sockets that it may connect to, and lists nothing.
@@ -73,10 +75,21 @@ def open_gate(config: BoxConfig, *, state: Path, view: Path, uid: int | None) ->
         folder=str(folder),
         shown=str(state / _FOLDER),
         tag=f"bento-gate-{hashlib.sha256(bytes(state)).hexdigest()[:16]}",
-        hides=config.publish and not config.single_hop,
+        hides=_hides(config, view),
         ceiling=Caps(connections=config.policy.connections, bytes_out=max(config.policy.egress_bytes, 1)),
     )
     return Gateway(process.start(settings, uid=uid))
+
+
+def _hides(config: BoxConfig, view: Path) -> bool:
+    """Whether an onion service of this box keeps its place secret, on whichever tor: a guard of the gate's tor tells
+    the place of all. Raises ConfigError where what is written down of them cannot be read."""
+    record = maybe_relay(view)
+    if record is not None and record.wanted.exit_port is None:
+        return True  # with an exit port the consensus says where it is
+    place = Place(view)
+    others = [place.load(name) for name in place.names()]
+    return (config.publish and not config.single_hop) or any(not service.single_hop for service in others)
 
 
 def _make(folder: Path, shown: Path, uid: int | None) -> None:

@@ -7,6 +7,7 @@ browser) is heard by the process that has no rights. Its words are read as far a
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,7 @@ from bento_tor.server.state import listen_private
 
 _HEAD_BYTES = 16 * 1024
 _CLIENT_S = 10.0
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+))(?::[0-9]*)?")
 # Who reads metrics is one program, with one connection.
 _MOST_CLIENTS = 16
 _BACKLOG = 8
@@ -51,6 +53,7 @@ class Scrape:
     """Answers GET /metrics with `text()`."""
 
     def __init__(self, text: Callable[[], bytes], content_type: str) -> None:
+        self._is_port = False
         self._text = text
         self._content_type = content_type
         self._maybe_server: asyncio.Server | None = None
@@ -58,6 +61,7 @@ class Scrape:
 
     async def open(self, listener: socket.socket) -> None:
         """Begin, in the running event loop."""
+        self._is_port = listener.family != socket.AF_UNIX
         self._maybe_server = await asyncio.start_server(self._receive, sock=listener, limit=_HEAD_BYTES)
 
     def close(self) -> None:
@@ -83,11 +87,26 @@ class Scrape:
 
     def _answer(self, head: bytes) -> bytes:
         verb, path, *_ = [*head.split(b"\r\n", 1)[0].split(b" "), b"", b""]
+        if self._is_port and not _is_for_us(head):
+            return _response("421 Misdirected Request", "text/plain", b"metrics are for this machine\n")
         if verb not in (b"GET", b"HEAD"):
             return _response("405 Method Not Allowed", "text/plain", b"GET only\n")
         if path.split(b"?")[0] != b"/metrics":
             return _response("404 Not Found", "text/plain", b"metrics are at /metrics\n")
         return _response("200 OK", self._content_type, self._text(), body=verb == b"GET")
+
+
+def _is_for_us(head: bytes) -> bool:
+    """Whether it asks for this machine by its address. A page that the operator looks at can have its own name lead to
+    127.0.0.1 (DNS rebinding), and its browser would let it read our answer; the name is in `Host`."""
+    hosts = [line[5:].strip().decode("latin-1") for line in head.split(b"\r\n")[1:] if line[:5].lower() == b"host:"]
+    return all(_is_local(host) for host in hosts)
+
+
+def _is_local(host: str) -> bool:
+    found = _HOST.fullmatch(host)
+    name = (found[1] or found[2]) if found is not None else ""
+    return name.lower() == "localhost" or _is_loopback(name)
 
 
 def _response(status: str, content_type: str, content: bytes, *, body: bool = True) -> bytes:

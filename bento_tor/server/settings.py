@@ -65,7 +65,7 @@ class BoxConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     circuit_ids: bool = False
     clients_per_circuit: Annotated[int, msgspec.Meta(ge=1, le=60000)] = 16
     spool_bytes: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 50)] = 1 << 30
-    first_uid: Annotated[int, msgspec.Meta(ge=1000, le=2**31 - 2)] = DEFAULT_FIRST_UID
+    first_uid: Annotated[int, msgspec.Meta(ge=1002, le=2**31 - 2)] = DEFAULT_FIRST_UID
     limits: Literal["cgroups", "rlimits-only"] = "cgroups"
     ready: Annotated[int, msgspec.Meta(ge=0, le=256)] = 4
     audit: bool = False

@@ -124,7 +124,9 @@ class Reach:
         if parse_address(address).route == "direct":
             ui.warn("this is a direct connection, not through Tor: for tests only")
         kept = keyring.read()
-        known, was_signed = kept.policies.get(address), address in kept.signed
+        known = kept.policies.get(address)
+        # What signed is pinned: a pin without the other is from a keyring of an earlier version.
+        was_signed = address in kept.signed or address in kept.pins
 
         def accept(policy: Policy, digest: bytes) -> None:
             pin = _check_pin(address, policy, kept) if box.policy_signed else {}
@@ -140,11 +142,11 @@ class Reach:
                 with keyring.changing() as ring:
                     ring.policies[address] = digest
                     ring.pins |= pin
+                    if box.policy_signed and address not in ring.signed:
+                        ring.signed.append(address)
                 for relay, onion in pin.items():
                     if relay not in kept.pins:
                         ui.say(f"the box beside the relay {relay} is {onion}, it says: checked from now on")
-                    if box.policy_signed and address not in ring.signed:
-                        ring.signed.append(address)
 
         box = connect(
             address,

@@ -274,6 +274,7 @@ def test_the_commands(beside: Beside, bento: Bento, tmp_path: Path) -> None:
     keys = tmp_path / "keyring.json"
     ring = json.loads(keys.read_text())
     assert ring["pins"] == {str(beside.address): beside.onion}
+    assert ring["signed"] == [str(beside.address)], "a policy without a signature is not taken from it any more"
     # Another one signs now.
     ring["pins"] = {str(beside.address): "a" * 56 + ".onion"}
     ring["policies"] = {}

@@ -152,9 +152,10 @@ def test_the_policy_is_signed_by_the_address_and_by_no_other(box) -> None:
 
 def test_a_signature_that_is_left_out_is_refused_by_who_has_seen_one(box, bento, tmp_path: Path) -> None:
     """Here the way has no address, so nothing is signed; for the keyring this box was, once."""
-    (tmp_path / "keyring.json").write_text(json.dumps({"signed": [box.address]}))
-    done = bento("client", "policy", "--box", box.address)
-    assert done.returncode == 6 and "was signed, and is not any more" in done.stderr
+    for known in ({"signed": [box.address]}, {"pins": {box.address: "a" * 56 + ".onion"}}):
+        (tmp_path / "keyring.json").write_text(json.dumps(known))
+        done = bento("client", "policy", "--box", box.address)
+        assert done.returncode == 6 and "was signed, and is not any more" in done.stderr
     (tmp_path / "keyring.json").unlink()
     told = json.loads(bento("client", "policy", "--box", box.address, "--json").stdout)
     assert told["signed"] is None and len(told["digest"]) == 64

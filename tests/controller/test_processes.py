@@ -48,6 +48,9 @@ def test_a_process_is_found_by_its_argument(tmp_path: Path) -> None:
     process = start([sys.executable, "-c", SLEEP, mark], output=tmp_path / "out")
     assert find_by_arguments(mark) == [process]
     assert find_by_arguments(mark + "x") == []
+    assert find_by_arguments(mark, program="tor") == [], "an editor of that file is not ended for a tor"
+    name = Path(f"/proc/{process.pid}/comm").read_text().strip()
+    assert find_by_arguments(mark, program=name) == [process]
     end([process], ask=signal.SIGTERM, patience_s=10)
 
 

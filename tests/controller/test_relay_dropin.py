@@ -112,6 +112,9 @@ def test_taking_the_include_out_leaves_every_byte(torrc: bytes) -> None:
         ("%include /etc/tor/torrc.d/10-mine.conf", False),
         ("#%include /etc/tor/torrc.d/*.conf", False),
         ("%include /etc/torrc.d/*.conf", False),
+        ("%include /etc/tor/*.conf", False),  # glob(3): a star ends at a slash
+        ("%include /etc/*", False),
+        ("%include /etc/tor/*.d", True),  # of a folder tor takes every file
     ],
 )
 def test_an_include_of_the_operators_own_is_seen(line: str, covers: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,47 @@ def test_access_is_kept_and_a_broken_file_opens_nothing(tmp_path: Path) -> None:
     path.write_text('{"locked": true, "clients": [')
     with pytest.raises(ConfigError):
         client_auth.load_access(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("../../x", base32(PAIR.public)),
+        ("alice", base32(bytes(32))),
+        ("alice", base32(LOW_ORDER[1])),
+        ("alice", base32(PAIR.public) + " Port=1,127.0.0.1:1"),
+        ("alice", client_auth.public_line(PAIR.public)),
+    ],
+)
+def test_what_nobody_may_add_is_not_read_from_a_file_either(tmp_path: Path, name: str, public: str) -> None:
+    path = tmp_path / "box.clients"
+    client_auth.store_access(path, Access(locked=True, clients=(client_auth.Client(name, public),)))
+    with pytest.raises(ConfigError, match="box.clients"):
+        client_auth.load_access(path)
+
+
+def test_what_lies_in_wait_in_tors_folder_is_not_given_away(tmp_path: Path) -> None:
+    """Root writes, the folder is tor's user's: a link of his there must not be written through, or owned by him."""
+    of_root, folder = tmp_path / "of_root", tmp_path / "auth"
+    of_root.write_text("secret")
+    folder.mkdir()
+    name = f"{ADDRESS.removesuffix('.onion')}.auth_private"
+    (folder / f".{name}.bento-new").hardlink_to(of_root)
+    (folder / name).symlink_to(of_root)
+    for number in range(2):
+        service = tmp_path / f"service{number}" / "authorized_clients"
+        service.mkdir(parents=True)
+        (service / ".alice").hardlink_to(of_root)
+        (service / ".alice.auth.bento-new").hardlink_to(of_root)
+        if os.geteuid() == 0:
+            os.chown(service.parent, 4242, 4242)
+            os.chown(folder, 4242, 4242)
+        client_auth.write_authorized(service.parent, {"alice": base32(PAIR.public)})
+        assert os.listdir(service) == ["alice.auth"]
+    path = client_auth.write_private(folder, ADDRESS, PAIR.private)
+    assert os.listdir(folder) == [name] and not path.is_symlink()
+    assert path.stat().st_uid == folder.stat().st_uid and path.stat().st_mode & 0o777 == 0o600
+    assert of_root.read_text() == "secret" and of_root.stat().st_uid == os.geteuid()
 
 
 def test_tors_folder_of_clients_holds_exactly_those(tmp_path: Path) -> None:

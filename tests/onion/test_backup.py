@@ -132,3 +132,49 @@ def test_a_backup_follows_no_link_of_tors_user(tmp_path: Path) -> None:
     (tmp_path / "keys" / "secret_id_key").symlink_to("/etc/shadow")
     with pytest.raises(ConfigError):
         backup.collect(state=None, tor_data=tmp_path)
+
+
+@pytest.mark.parametrize("path", ["keys/secret_id_key", "bento-box/hs_ed25519_secret_key"])
+def test_a_link_of_tors_user_is_not_read_for_him(tmp_path: Path, path: str) -> None:
+    """What was restored is read again as root, and copied to where tor's user reads it."""
+    kept, target = Kept("tor", path, 0o600, b"k" * 64), tmp_path / "data" / path
+    target.parent.mkdir(parents=True)
+    target.write_bytes(kept.content)
+    assert restoring._read_back(tmp_path / "data", kept) == kept.content
+    (tmp_path / "shadow").write_bytes(b"root's")
+    target.unlink()
+    target.symlink_to(tmp_path / "shadow")
+    with pytest.raises(ConfigError, match="was changed"):
+        restoring._read_back(tmp_path / "data", kept)
+    target.unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / target.name).write_bytes(b"root's")
+    target.parent.rmdir()
+    target.parent.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="was changed"):
+        restoring._read_back(tmp_path / "data", kept)
+
+
+@pytest.mark.parametrize("name", ['x"\nUser root\n#', "x\ny", "x\0y", 'x"', "x\\y"])
+def test_a_name_in_a_backup_writes_no_torrc(tmp_path: Path, name: str) -> None:
+    crafted = Backup((Kept("tor", f"{name}/hostname", 0o600, b"h"),), "", {})
+    with pytest.raises(ConfigError, match="no place for a file"):
+        restoring.restore(crafted, state=None, tor_data=tmp_path / "tor", policy=None, owner="")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_file_is_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "keys" / "onion.seed").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="is there already"):
+        restoring.restore(ONE, state=tmp_path, tor_data=None, policy=None, owner="")
+
+
+def test_keys_that_a_killed_run_left_go_with_the_next_one(tmp_path: Path) -> None:
+    left, busy = tmp_path / ".bento-proof-dead", tmp_path / ".bento-proof-busy"
+    for folder in (left, busy):
+        (folder / "data" / "keys").mkdir(parents=True)
+        (folder / "data" / "keys" / "secret_id_key").write_bytes(b"k")
+    (tmp_path / ".bento-proof-link").symlink_to(tmp_path)
+    with restoring._held(busy):
+        restoring._sweep(tmp_path)
+    assert not left.exists() and (busy / "data" / "keys" / "secret_id_key").exists() and tmp_path.exists()

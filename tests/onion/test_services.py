@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import time
@@ -15,6 +16,7 @@ import pytest
 from bento_tor.controller import client_auth, onion, services
 from bento_tor.controller.connection import connect
 from bento_tor.controller.endpoints import Endpoint
+from bento_tor.controller.launch import LaunchedTor
 from bento_tor.errors import TorError
 from bento_tor.network import Network
 
@@ -311,3 +313,22 @@ def test_a_box_that_need_not_hide(
         "--state", str(short_path / "t"),
     )  # fmt: skip
     assert refused.returncode == 4 and "hides its services" in refused.stderr, refused.stderr
+
+
+def test_a_key_is_revoked_on_the_tor_that_has_the_service(
+    bento: Bento, lone_tor: LaunchedTor, short_path: Path
+) -> None:
+    """Named by nobody, and with no descriptor yet: what tor has would be published with eve's key all the same."""
+    place, eve = services.Place(short_path / "state"), client_auth.mint_pair()
+    access = client_auth.Access().adding("eve", eve.public)
+    place.store(services.Service("vault", 80, "127.0.0.1:1", control=str(lone_tor.control)))
+    client_auth.store_access(place.access("vault"), access)
+    seed = onion.load_or_mint_seed(place.seed("vault"))
+    key, flags = base64.b64encode(onion.expanded_key(seed)).decode(), "Flags=Detach,V3Auth"
+    with lone_tor.connect(timeout_s=20) as tor:
+        tor.ask(f"ADD_ONION ED25519-V3:{key} {flags} Port=80,127.0.0.1:1 ClientAuthV3={access.keys['eve']}")
+        assert services.detached(tor) == (onion.onion_address(seed),)
+        done = bento("onion", "auth", "revoke", "vault", "eve", "--state", str(place.state), "--timeout", "2")
+        # This tor has no network, so no directory confirms the new one: it is down, and no more open to eve.
+        assert done.returncode == 0 and "tor was not told" in done.stderr, done.stderr
+        assert services.detached(tor) == ()

@@ -15,8 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from bento_tor.controller import debian
+from bento_tor.controller.changeover import Journal
+from bento_tor.controller.dropin import Ours, with_include
 from bento_tor.controller.onion import load_seed, onion_address
 from bento_tor.controller.settings import running
 
@@ -276,3 +280,24 @@ def test_a_tor_that_died_is_started_by_the_service_manager(
     finally:
         with tor.connect() as connection:
             connection.ask("SIGNAL HALT")
+
+
+@pytest.mark.parametrize("more", [("--yes",), ("--undo", "--yes"), ("--dry-run",)])
+def test_a_run_on_another_tor_is_not_completed_beside_it(
+    bento: Callable[..., Any], tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    """It may be at work: who runs on one tor has not locked the files of the other."""
+    root, state = tmp_path / "root", tmp_path / "state"
+    for path in ("etc/tor/torrc", "usr/share/tor/tor-service-defaults-torrc"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    mine = debian.find(root)
+    other = debian.Instance("two", str(root), f"{tmp_path}/two/torrc", mine.defaults_path)
+    other.folder.mkdir(parents=True)
+    other.torrc.write_bytes(with_include(b"", other.dropin))
+    state.mkdir()
+    kept = msgspec.json.encode(Journal(other, Ours(None, included=False)))
+    (state / "setup.json").write_bytes(kept)
+    done = bento("setup-relay", "--root", str(root), "--state", str(state), *more)
+    assert done.returncode == 3 and "tor@two" in done.stderr, done.stderr
+    assert (state / "setup.json").read_bytes() == kept and other.torrc.read_bytes()

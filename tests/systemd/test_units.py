@@ -73,7 +73,8 @@ def test_the_users_are_those_that_the_box_takes(system: Path) -> None:
     assert done.returncode == 0 and "not a valid" not in done.stderr, done.stderr
     lines = [line.split(":") for line in (system / "etc/passwd").read_text().splitlines()]
     users = {line[0]: int(line[2]) for line in lines}
-    assert users == {"bento-box": DEFAULT_FIRST_UID, "bento-broker": DEFAULT_FIRST_UID - 1}
+    first = DEFAULT_FIRST_UID
+    assert users == {"bento-box": first, "bento-broker": first - 1, "bento-gate": first - 2}
     assert {line[-1] for line in lines} == {"/usr/sbin/nologin"}
 
 
