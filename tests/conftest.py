@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+# A shell starts what it puts into the background with Ctrl-C ignored, and children inherit that: ours shall not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -33,10 +33,10 @@ sessions = 6
 output_bytes = 8388608
 kept_bytes = 1048576
 [policy.limits]
-wall_s = 20
+wall_s = 60
 memory_bytes = 67108864
 """
-OWN_CONFIG = '[policy]\negress = ["exit"]\n[policy.limits]\nwall_s = 20\nmemory_bytes = 67108864\n'
+OWN_CONFIG = '[policy]\negress = ["exit"]\n[policy.limits]\nwall_s = 60\nmemory_bytes = 67108864\n'
 # What others do besides: whoever has not been here is told the policy.
 ORDINARY = {"end returned", "start pool", "start cold", "refusal policy", "refusal full", "limit connections"}
 
