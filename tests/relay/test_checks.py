@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from bento_tor.controller.address import remove_from_lo
 from bento_tor.controller.checks import Place, check
 from bento_tor.controller.endpoints import Endpoint
 from bento_tor.controller.findings import Finding
+from bento_tor.controller.relay import VIRTUAL_ADDRESS
 from bento_tor.server import status
 from bento_tor.server.settings import BoxConfig
 from bento_tor.server.state import maybe_relay
@@ -22,13 +24,15 @@ Findings = tuple[Finding, ...]
 
 
 @pytest.fixture
-def tor(new_tor: Callable[..., Any], setup_relay: Any) -> Any:
+def tor(new_tor: Callable[..., Any], setup_relay: Any) -> Iterator[Any]:
     """A relay with a box's part, off the wire."""
     made = new_tor()
     made.start()
     done = setup_relay(made.root, "--nickname", "x", "--orport", "auto", "--exit-port", "4444", "--yes")
     assert done.status == 0, done.stderr
-    return made
+    yield made
+    # What a test broke may keep --undo from its work; the address on this host's lo is not to stay for that.
+    remove_from_lo(VIRTUAL_ADDRESS)
 
 
 def findings(tor: Any) -> Findings:
