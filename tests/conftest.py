@@ -369,7 +369,7 @@ def bento(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         environment |= {"BENTO_TOR_KEYRING": str(tmp_path / "keyring.json"), **more}
         done = subprocess.run(
             [sys.executable, "-m", "bento_tor.cli", *arguments],
-            input=stdin, capture_output=True, text=True, timeout=60, env=environment, cwd=tmp_path,
+            input=stdin, capture_output=True, text=True, timeout=180, env=environment, cwd=tmp_path,
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr
         return done

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bento_tor.controller.events import HsDescEvent
 from bento_tor.controller.tor import Events, Tor
+from bento_tor.controller.uploads import Uploads, watch
 from bento_tor.errors import ConfigError, TorError, TorTimeout
 
 SEED_BYTES = 32
@@ -205,7 +206,7 @@ def publish(
     """Put a service up on `tor`: its `port` leads to `target` (`unix:/path` or `127.0.0.1:9000`). Returns the
     address.
 
-    Returns when a directory has confirmed its descriptor. It lives as long as this control connection, or
+    Returns when the directories have confirmed its descriptors. It lives as long as this control connection, or
     with `detach` as long as tor. `clients`: x25519 public keys in base32; where there are any, nobody else gets in.
     Not on a single-hop tor: there only HiddenServiceDirs are what they shall be. Raises TorError where tor refuses,
     TorTimeout where no directory confirms in time; the service is withdrawn then."""
@@ -253,36 +254,32 @@ def withdraw(tor: Tor, address: str) -> None:
 
 
 def wait_uploaded(tor: Tor, address: str, *, timeout_s: float) -> None:
-    """Wait until the directories have the descriptor of `address`, a service of that tor's (HiddenServiceDir
+    """Wait until the directories have the descriptors of `address`, a service of that tor's (HiddenServiceDir
     too).
 
-    Either an upload is confirmed while we listen, or the descriptor comes when that tor fetches it: so it
+    Either the uploads are confirmed while we listen, or the descriptor comes when that tor fetches it: so it
     does not matter whether the service was up long before. Raises TorTimeout with the directories' last
     reason."""
-    deadline = time.monotonic() + timeout_s
-    reason = ""
+    deadline, uploads = time.monotonic() + timeout_s, Uploads()
     with tor.events("HS_DESC") as events:
         while time.monotonic() < deadline:
             tor.ask(f"HSFETCH {_name(address)}")
-            for event in events.until(min(deadline, time.monotonic() + _FETCH_AGAIN_S)):
-                if not isinstance(event, HsDescEvent) or event.address != _name(address):
-                    continue
-                if event.action in ("UPLOADED", "RECEIVED"):
-                    return
-                reason = event.reason or reason
-    raise _unpublished(address, timeout_s, reason)
+            again = min(deadline, time.monotonic() + _FETCH_AGAIN_S)
+            if watch(events, _name(address), uploads, again, lambda event: event.action == "RECEIVED"):
+                return
+    if not uploads.confirmed:
+        raise _unpublished(address, timeout_s, uploads.reason)
 
 
 def _until_uploaded(events: Events, address: str, deadline: float, timeout_s: float, report: Report | None) -> None:
-    reason = ""
-    for event in events.until(deadline):
-        if isinstance(event, HsDescEvent) and event.address == _name(address):
-            if report is not None:
-                report(f"descriptor: {event.action.lower()}")
-            if event.action == "UPLOADED":
-                return
-            reason = event.reason or reason
-    raise _unpublished(address, timeout_s, reason)
+    def tell(event: HsDescEvent) -> bool:
+        if report is not None:
+            report(f"descriptor: {event.action.lower()}")
+        return False
+
+    uploads = Uploads()
+    if not watch(events, _name(address), uploads, deadline, tell) and not uploads.confirmed:
+        raise _unpublished(address, timeout_s, uploads.reason)
 
 
 def _unpublished(address: str, timeout_s: float, reason: str) -> TorTimeout:

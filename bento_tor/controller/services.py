@@ -261,15 +261,15 @@ def fetch(tor: Tor, address: str, *, timeout_s: float) -> Fetched:
     """Fetch the descriptor of `address` anew, through circuits. Raises TorError where tor cannot ask at all.
 
     tor asks a directory for the same address once in 15 minutes (5 seconds in a private network). Where it has asked
-    all of them, it is asked again for some seconds, and then for what it was told last."""
+    all of them it says so, or nothing; it is asked again for some seconds, and then for what it was told last."""
     deadline = time.monotonic() + timeout_s
     again = min(deadline, time.monotonic() + _AGAIN_S)
     while True:
         found = _fetch_once(tor, address, deadline)
-        if found.text or found.asked or found.reason != _ASKED_ALL:
+        if found.text or found.asked or found.reason not in ("", _ASKED_ALL):
             return found
         if time.monotonic() > again:
-            return Fetched(_maybe_info(tor, f"hs/client/desc/id/{address.removesuffix('.onion')}"), 0, _ASKED_ALL)
+            return Fetched(_maybe_info(tor, f"hs/client/desc/id/{address.removesuffix('.onion')}"), 0, found.reason)
         time.sleep(1.0)
 
 

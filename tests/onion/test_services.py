@@ -22,7 +22,8 @@ from bento_tor.network import Network
 
 Bento = Callable[..., CompletedProcess[str]]
 
-WITHIN_S = 90.0
+# A check that hangs takes 50 s, and clients of a service that was put up again ask its old introduction points first.
+WITHIN_S = 240.0
 
 
 def told(done: CompletedProcess[str]) -> dict[str, Any]:
@@ -262,7 +263,7 @@ def test_a_box_lets_in_whom_it_knows(
         return bento("-q", "client", "run", "hello", *reach)
 
     def until(wanted: Callable[[CompletedProcess[str]], bool]) -> CompletedProcess[str]:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + WITHIN_S
         while not wanted(done := hello()):
             assert time.monotonic() < deadline, done
         return done
