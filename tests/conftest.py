@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-# A shell starts what it puts into the background with Ctrl-C ignored, and children inherit that: ours shall not.
+# A shell starts what it puts into the background with Ctrl-C ignored, nohup with hang-ups ignored; children inherit
+# that, and ours shall not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

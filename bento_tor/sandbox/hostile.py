@@ -158,7 +158,7 @@ ROWS = (
         "  for _ in range(99):\n    for a, _b in pairs: socket.send_fds(a, [b'x'], [0] * 10, socket.MSG_DONTWAIT)\n"
         "return attempt(park)", "ETOOMANYREFS"),
     Row(9, "endless recursion", "sys.setrecursionlimit(1 << 30)\ndef g(): g()\ng()",
-        word="killed:memory|crashed:SIGSEGV", weak="raised|crashed:SIGSEGV"),
+        word="killed:memory|crashed:SIGSEGV", weak="raised|crashed:SIGSEGV", limits=(("wall_s", 60),)),
     Row(10, "null read", "ctypes.string_at(0)", word="crashed:SIGSEGV"),
     Row(10, "abort", "os.abort()", word="crashed:SIGABRT"),
     Row(10, "a handler of SIGSEGV that returns", "signal.signal(signal.SIGSEGV, print)\nctypes.string_at(0)",

@@ -177,7 +177,10 @@ def test_a_sigterm_ends_and_erases_a_run(client: Bento, box, tmp_path: Path, eve
     ) as process:
         eventually(lambda: (tmp_path / "out").exists() and (tmp_path / "out").read_bytes() == b"first")
         process.terminate()
-        _, errors = process.communicate(timeout=60)
+        # Its input stays open: `communicate` would end it, and the function with it, before the signal is heard.
+        process.wait(timeout=60)
+        assert process.stderr is not None
+        errors = process.stderr.read()
     assert process.returncode == 8 and b"killed:user" in errors, errors
     assert not (tmp_path / "keyring.json").exists()
 
