@@ -7,6 +7,7 @@ manifest may say, what `api` has and what an image holds is asked of those who o
 from __future__ import annotations
 
 import ast
+import difflib
 import re
 import tomllib
 import warnings
@@ -110,7 +111,7 @@ def _read(text: str) -> tuple[Facts | None, list[Finding]]:
         except SyntaxError as why:
             return None, [Finding(why.lineno or 0, "error", f"is not Python: {why.msg}")]
         except (ValueError, RecursionError, MemoryError) as why:
-            reason = str(why) or "it is nested too deeply"
+            reason = str(why) or "it is nested too deeply, or takes too much memory"
             return None, [Finding(0, "error", f"is not Python that can be compiled: {reason}")]
     notes = [Finding(warning.lineno, "note", f"the compiler warns: {warning.message}") for warning in warned]
     return reading.read(tree), notes
@@ -159,15 +160,20 @@ def _use_faults(facts: Facts, manifest: Manifest, block: int) -> Iterator[Findin
         if top in coming:
             yield Finding(line, "error", f"api.{top}: boxes do not offer it yet")
         elif verb is None:
-            has = ", ".join(sorted(word for word in known if "." not in word))
-            yield Finding(line, "error", f"api has no {top!r}; it has {has}")
+            yield Finding(line, "error", _no_such("api", top, [word for word in known if "." not in word]))
         elif verb.key and not offered.is_asked(manifest, verb.key):
             yield Finding(line, "error", f"api.{top} needs the key {verb.key!r} in {where}")
         elif rest and any(word.startswith(f"{top}.") for word in known) and name not in known:
-            has = ", ".join(word.partition(".")[2] for word in sorted(known) if word.startswith(f"{top}."))
-            yield Finding(line, "error", f"api.{top} has no {rest!r}; it has {has}")
+            words = [word.partition(".")[2] for word in known if word.startswith(f"{top}.")]
+            yield Finding(line, "error", _no_such(f"api.{top}", rest, words))
         elif top == "tor" and rest and rest not in manifest.tor:
             yield Finding(line, "error", f"api.tor.{rest} needs {rest!r} in the list 'tor' of {where}")
+
+
+def _no_such(what: str, word: str, words: list[str]) -> str:
+    close = difflib.get_close_matches(word[:64], words, n=1)
+    meant = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{what} has no {word!r:.80}{meant}; it has {', '.join(sorted(words))}"
 
 
 # --- the manifest ---------------------------------------------------------------------------------------------------
@@ -268,4 +274,13 @@ def _policy_faults(text: str, manifest: Manifest, around: Surroundings) -> Itera
         # Nobody has told what is in it: `_image_faults` has the word.
         manifest = msgspec.structs.replace(manifest, packages=())
     for reason in misfits(manifest, policy):
-        yield Finding(_line_of_block(text), "error", f"does not fit the policy: it {reason}")
+        yield Finding(_line_of_reason(text, reason, manifest, policy), "error", f"does not fit the policy: it {reason}")
+
+
+def _line_of_reason(text: str, reason: str, manifest: Manifest, policy: Policy) -> int:
+    """Of the key that would have to go for it to go. Last ones first: what packages there are depends on the image."""
+    default = msgspec.structs.asdict(Manifest())
+    for key in reversed(offered.asked(manifest)):
+        if reason not in misfits(msgspec.structs.replace(manifest, **{key: default[key]}), policy):
+            return _line_of_key(text, "dependencies" if key == "packages" else key)
+    return _line_of_block(text)

@@ -37,7 +37,7 @@ def {name}(who="world"):
         try:
             message = api.recv()
         except EOFError:
-            return f"{{count}} messages"
+            return f"messages: {{count}}"
         count += 1
         api.send(b"you said: " + message)
 '''

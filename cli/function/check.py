@@ -48,7 +48,8 @@ def command(
             maybe_policy = box.policy()
     checked = checking.check(name, text, Surroundings(partial(_maybe_facts, images_dir), maybe_policy))
     if as_json:
-        ui.result_json({"file": file, "fits": checked.fits, **msgspec.to_builtins(checked)})
+        manifest, findings = msgspec.to_builtins((checked.maybe_manifest, checked.findings))
+        ui.result_json({"file": file, "fits": checked.fits, "manifest": manifest, "findings": findings})
     else:
         _tell(file, checked, against_policy=maybe_policy is not None)
     if not checked.fits:

@@ -87,8 +87,9 @@ def _run(
 ) -> tuple[Outcome, Session, float]:
     exit_policy = tryout.WEB if egress == "exit" else tryout.NOTHING
     with ExitStack() as stack:
-        with ui.progress("starting a box on this machine, without Tor"):
-            trial = stack.enter_context(tryout.trial(policy, images_dir, exit_policy=exit_policy))
+        # Said in a line: a spinner is a thread, and this forks.
+        ui.say("starting a box on this machine, without Tor")
+        trial = stack.enter_context(tryout.trial(policy, images_dir, exit_policy=exit_policy))
         if missing := {"memory", "pids"} - set(trial.limits):
             ui.say(f"no cgroups for {' and '.join(sorted(missing))} here: each process is limited by itself only")
         begun = time.monotonic()
