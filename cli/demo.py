@@ -239,4 +239,5 @@ def _tell_next(told: dict[str, Any], place: Path, *, as_json: bool) -> None:
     ui.result("  bento-tor client upload monitor")
     ui.result("  bento-tor client exec monitor")
     ui.result("  bento-tor client attach monitor")
+    ui.result("  bento-tor function new greet        # one of your own: docs/writing-functions.md")
     ui.result(f"  bento-tor network down --dir {place}")

@@ -25,6 +25,7 @@ COMMANDS = {
     "demo": "see the whole idea work: a private Tor network, a box, a function",
     "doctor": "what this host can enforce, found by trying",
     "drain": "finish what runs at your box, then end it",
+    "function": "write functions: begin, check and test one, see those that ship",
     "image": "build and list what functions see",
     "keys": "your relay's, onion services' and box's keys, in one sealed file",
     "network": "private Tor networks on this machine",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import codecs
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,8 @@ from bento_tor import resources
 from bento_tor.errors import ConfigError
 from bento_tor.policy.manifest import Manifest, read
 from bento_tor.protocol.messages import MAX_ARGUMENTS_BYTES, MAX_CODE_BYTES
+
+_BOM = codecs.BOM_UTF8
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -33,25 +36,32 @@ def load(path: str) -> Source:
     """Read a function from a file, or one that ships by its name.
 
     Raises ConfigError where there is no such file, or it is no Python."""
+    return parse(*read_text(path))
+
+
+def read_text(path: str) -> tuple[str, str]:
+    """A function's name and text, of a file, or of one that ships by its name; not looked at yet.
+
+    Raises ConfigError where there is no such file, or it is no text that a box would take."""
     if "/" not in path and not Path(path).exists() and path.removesuffix(".py") in resources.shipped_functions():
         name = path.removesuffix(".py")
-        return parse(name, resources.read_text("functions", f"{name}.py"))
-    file = Path(path)
+        return name, resources.read_text("functions", f"{name}.py")
     try:
-        data = file.read_bytes()
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_CODE_BYTES + len(_BOM) + 1)  # of a file without end, too, no more
     except OSError as why:
         shipped = ", ".join(resources.shipped_functions())
         raise ConfigError(f"cannot read {path}: {why.strerror}", hint=f"these functions ship: {shipped}") from why
+    _check_size(Path(path).stem, len(data.removeprefix(_BOM)))
     try:
-        return parse(file.stem, data.decode("utf-8-sig"))
+        return Path(path).stem, data.decode("utf-8-sig")
     except UnicodeDecodeError as why:
         raise ConfigError(f"{path} is not a Python file: it is not UTF-8 text") from why
 
 
 def parse(name: str, text: str) -> Source:
     """Check that `text` is Python that a box would take."""
-    if len(text.encode()) > MAX_CODE_BYTES:
-        raise ConfigError(f"{name} is larger than {MAX_CODE_BYTES // 1024} KiB, the most that a box takes")
+    _check_size(name, len(text.encode()))
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as why:
@@ -59,6 +69,11 @@ def parse(name: str, text: str) -> Source:
         raise ConfigError(f"{name} is not Python{where}", hint="a function is one file of Python source") from why
     functions = tuple(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
     return Source(name, text, read(text), functions)
+
+
+def _check_size(name: str, size_bytes: int) -> None:
+    if size_bytes > MAX_CODE_BYTES:
+        raise ConfigError(f"{name} is larger than {MAX_CODE_BYTES // 1024} KiB, the most that a box takes")
 
 
 def entry_call(source: Source, arguments: list[str]) -> Call:

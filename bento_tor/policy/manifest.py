@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -70,21 +70,22 @@ def read(source: str) -> Manifest:
     """The manifest in a function's source; the default one where there is none.
 
     Raises ConfigError, with the reason, where there is one that cannot be used."""
-    block = _find_block(source)
+    block = maybe_block(source)
     if block is None:
         return Manifest()
     try:
-        table = tomllib.loads(block)
+        table = tomllib.loads(block.text)
     except (ValueError, RecursionError) as why:  # ValueError also for a number of 5000 digits
         reason = "nested too deeply" if isinstance(why, RecursionError) else str(why)
         raise ConfigError(f"the function's manifest is not TOML: {reason}", hint=_HINT) from why
-    return _from_table(table)
+    return from_table(table)
 
 
 _HINT = "see the functions that ship for the form of a manifest"
 
 
-def _from_table(table: dict[str, Any]) -> Manifest:
+def from_table(table: dict[str, Any]) -> Manifest:
+    """The manifest in the block's TOML. Raises ConfigError."""
     tool = table.get("tool", {})
     bento = tool.get("bento", {}) if isinstance(tool, dict) else {}
     if isinstance(bento, dict) and "packages" in bento:
@@ -117,8 +118,15 @@ def package_name(text: str) -> str:
     return re.sub(r"[-_.]+", "-", text).lower()
 
 
-def _find_block(source: str) -> str | None:
-    """The text of the one `# /// script` block, or None. Linear in the source."""
+class Block(NamedTuple):
+    """The TOML in a source. `line`: the number of the line that opens the block, its first one of TOML comes next."""
+
+    line: int
+    text: str
+
+
+def maybe_block(source: str) -> Block | None:
+    """The one `# /// script` block, or None. Linear in the source. Raises ConfigError where it cannot be found."""
     lines = [line.removesuffix("\r") for line in source.split("\n")]
     starts = [i for i, line in enumerate(lines) if line == "# /// script"]
     if not starts:
@@ -139,4 +147,4 @@ def _find_block(source: str) -> str | None:
     block = "\n".join(content[:closed_at])
     if len(block.encode()) > MAX_BLOCK_BYTES:
         raise ConfigError(f"the function's manifest is longer than {MAX_BLOCK_BYTES} bytes", hint=_HINT)
-    return block
+    return Block(starts[0] + 1, block)

@@ -16,17 +16,20 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from bento_tor import resources
 from bento_tor.config import data_dir
 from bento_tor.errors import ConfigError, SandboxError
+from bento_tor.policy.manifest import package_name
 
 # Never the interpreter that runs us: it may be under a private home, which cannot be shown to another user
 # id.
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 SHIPPED = ("python",)
 _FORMAT = 2
+_RECORD = ".dist-info"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _MAX_REQUIREMENTS_BYTES = 64 * 1024
 _DESCRIBE = (
@@ -123,6 +126,20 @@ def built(images_dir: Path) -> list[Image]:
     paths = sorted(images_dir.iterdir()) if images_dir.is_dir() else []
     found = (_maybe_load(path) for path in paths if not path.name.startswith("."))
     return [image for image in found if image is not None]
+
+
+def package_names(image: Image) -> tuple[str, ...]:
+    """The packages in it, as PEP 503 spells their names: pip left a folder NAME-VERSION.dist-info of each."""
+    records = [path.name.removesuffix(_RECORD) for path in image.packages.glob(f"*{_RECORD}")]
+    return tuple(sorted(package_name(record.rpartition("-")[0]) for record in records))
+
+
+def can_import(image: Image, module: str) -> bool:
+    """Whether a function finds a module of this name (without dots) there. Looked up, never imported."""
+    if module in sys.builtin_module_names or module == "__future__":
+        return True
+    places = [image.stdlib, str(Path(image.stdlib) / "lib-dynload"), str(image.packages)]
+    return PathFinder.find_spec(module, places) is not None
 
 
 def _again(name: str) -> str:

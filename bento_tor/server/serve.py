@@ -78,8 +78,9 @@ class Serving(msgspec.Struct, frozen=True):
     limits: tuple[str, ...]
 
 
-def serve(config: BoxConfig, *, ready: Callable[[Serving], None]) -> None:
-    """Run a box until SIGTERM or SIGINT. `ready` is called once, when it can be reached.
+def serve(config: BoxConfig, *, ready: Callable[[Serving], None], maybe_exit_policy: str | None = None) -> None:
+    """Run a box until SIGTERM or SIGINT. `ready` is called once, when it can be reached. `maybe_exit_policy`: what
+    `exit` egress obeys in place of a relay's, for trials (tryout.py).
 
     Raises ConfigError, SandboxError, TorError where it cannot be brought up; then nothing of it is left."""
     check_onion(config)
@@ -108,7 +109,9 @@ def serve(config: BoxConfig, *, ready: Callable[[Serving], None]) -> None:
             ready(serving)
             notify("READY=1", f"STATUS={serving.address}, port {serving.port}")
 
-        _Keeping(config, state, view, listeners, orders, target, announce, stack, seeing).run(root=root)
+        _Keeping(config, state, view, listeners, orders, target, announce, stack, seeing).run(
+            root=root, maybe_exit_policy=maybe_exit_policy
+        )
 
 
 def _exit_places(state_path: Path, target: Endpoint) -> list[Endpoint]:
@@ -150,12 +153,17 @@ class _Keeping:
         self._maybe_way_out: WayOut | None = None
         self._maybe_gate: Gateway | None = None
 
-    def run(self, *, root: bool) -> None:
+    def run(self, *, root: bool, maybe_exit_policy: str | None) -> None:
         config = self._config
         # Its own user, because the kernel's rules know the broker by that.
         broker_uid = config.first_uid - 1 if root else None
         self._maybe_way_out = open_way_out(
-            config.policy, control=config.relay, socks=config.socks, uid=broker_uid, state=self._view["state"]
+            config.policy,
+            control=config.relay,
+            socks=config.socks,
+            uid=broker_uid,
+            state=self._view["state"],
+            maybe_fixed=maybe_exit_policy,
         )
         if self._maybe_way_out is not None:
             self._stack.callback(self._maybe_way_out.stop)

@@ -47,6 +47,7 @@ class WayOut:
         settings: Settings,
         uid: int | None,
         state: Path,
+        maybe_fixed: str | None,
     ):
         self.line = KeeperLine(started.keeper)
         self.box: socket.socket = started.box
@@ -56,6 +57,7 @@ class WayOut:
         self._settings = settings
         self._uid = uid
         self._state_dir = state
+        self._maybe_fixed = maybe_fixed
         self._lines: tuple[str, ...] = ()
         # Stated by the thread that follows the relay, and by the operator's orders.
         self._stating = threading.Lock()
@@ -70,8 +72,8 @@ class WayOut:
         where the kernel takes no rules: what they stop must not get out because a package is missing; ConfigError where
         what is blocked cannot be read."""
         self._lines = self._read_lines()
-        self._state(Rules(None))
-        if "exit" in self._policy.egress:
+        self._state(Rules(self._maybe_fixed))
+        if "exit" in self._policy.egress and self._maybe_fixed is None:
             self._thread.start()
 
     def look(self) -> None:
@@ -170,12 +172,14 @@ class WayOut:
         return (address, found[1]) if address is not None else None
 
 
-def open_way_out(policy: Policy, *, control: str, socks: str, uid: int | None, state: Path) -> WayOut | None:
+def open_way_out(
+    policy: Policy, *, control: str, socks: str, uid: int | None, state: Path, maybe_fixed: str | None = None
+) -> WayOut | None:
     """Start the broker where the policy offers egress: before there are threads, and before the box is forked.
 
     `control`: the relay's control port (empty: look for one). `socks`: tor's SOCKS port, for `tor` egress. `uid`: the
-    broker's user id, as root. `state`: where what the operator has blocked is kept. Raises ConfigError where a class
-    is offered that cannot be had."""
+    broker's user id, as root. `state`: where what the operator has blocked is kept. `maybe_fixed`: an exit policy in
+    place of the relay's. Raises ConfigError where a class is offered that cannot be had."""
     if not policy.egress:
         return None
     if "tor" in policy.egress and not socks:
@@ -188,7 +192,7 @@ def open_way_out(policy: Policy, *, control: str, socks: str, uid: int | None, s
         tor_socks=(str(endpoint.path) if endpoint.path else str(endpoint)) if endpoint is not None else "",
     )
     relay = Endpoint.parse(control) if control else None
-    way_out = WayOut(policy, process.start(settings, uid=uid), relay, settings, uid, state)
+    way_out = WayOut(policy, process.start(settings, uid=uid), relay, settings, uid, state, maybe_fixed)
     way_out.maybe_claim = claim
     return way_out
 

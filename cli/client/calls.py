@@ -56,12 +56,17 @@ def _is_number(word: str) -> bool:
 
 def load_source(path: str) -> Source:
     """The function in this file, or the one that ships under this name."""
+    return source.parse(*read_source(path))
+
+
+def read_source(path: str) -> tuple[str, str]:
+    """Its name and text, not looked at yet."""
     if not path.strip():
         shipped = ", ".join(resources.shipped_functions())
         raise click.UsageError(f"FILE is empty: name a file of Python, or a function that ships ({shipped})")
     if Path(path).is_dir():
         raise ConfigError(f"{path} is a folder", hint="a function is one file of Python source")
-    return source.load(path)
+    return source.read_text(path)
 
 
 def entry_of(function: Source) -> str:
