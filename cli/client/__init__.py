@@ -16,6 +16,7 @@ COMMANDS = {
     "keys": "what your keyring holds: list, rename, forget, export, import",
     "logs": "what a session's function printed",
     "policy": "what a box is willing to do",
+    "proxy": "a SOCKS port here, whose connections leave at a box",
     "recv": "the next message of a session",
     "route": "how a box is reached: the path of a circuit",
     "run": "store, run and erase a function in one go",
