@@ -15,6 +15,7 @@ COMMANDS = {
     "exec": "start a stored function, and leave it running",
     "keys": "what your keyring holds: list, rename, forget, export, import",
     "logs": "what a session's function printed",
+    "monitor": "the machine of a box, as far as the box tells",
     "policy": "what a box is willing to do",
     "proxy": "a SOCKS port here, whose connections leave at a box",
     "recv": "the next message of a session",
