@@ -38,6 +38,7 @@ from bento_tor.protocol import messages as m
 from bento_tor.sandbox import images
 
 BOX, RAW, COUNTING = 9000, 9001, 9002
+RECORDER = 9003
 TIMEOUT_S = 120.0
 _IN_NAMESPACE = "BENTO_BENCH_NAMESPACE"
 _POLICY = """
@@ -109,6 +110,16 @@ class Lab:
         if len(found) != 1:
             raise BentoError(f"the streams of one identity are on {len(found)} circuits: nothing can be compared")
         return found.pop()
+
+    @contextmanager
+    def recorded(self, file: Path) -> Iterator[None]:
+        """What an observer of the client's link sees goes into `file`, a line for each TLS record (see `recorder`)."""
+        with _child("recorder.py", str(RECORDER), str(file)):
+            # Connections that stand already would stay as they are.
+            self._tor.set_conf([("Socks5Proxy", f"127.0.0.1:{RECORDER}"), ("DisableNetwork", "1")])
+            self._tor.set_conf([("DisableNetwork", "0")])
+            check_reachable(self._network.client.socks, self.ways["onion"].host, BOX, timeout_s=TIMEOUT_S)
+            yield
 
     def set_delay(self, milliseconds: float) -> None:
         """What a byte needs from one end of a link to the other."""

@@ -19,11 +19,11 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -255,13 +255,14 @@ def _name_of(process: psutil.Process) -> str:
 class RunningBox:
     """`bento-tor serve` as a user starts it."""
 
-    def __init__(self, state: Path, *options: str, config: str = BOX_CONFIG) -> None:
+    def __init__(self, state: Path, *options: str, config: str = BOX_CONFIG, prefix: Sequence[str] = ()) -> None:
+        """`prefix`: what runs it somewhere else, and becomes it."""
         self.state = state
         self.address = f"unix:{state}/box.sock"
         (state.parent / "box.toml").write_text(config)
         self.log = (state.parent / "log").open("a+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bento_tor.cli", "serve", "--state", str(state), "--json"]
+            [*prefix, sys.executable, "-m", "bento_tor.cli", "serve", "--state", str(state), "--json"]
             + ["--config", str(state.parent / "box.toml"), *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -336,7 +337,7 @@ def new_box(tmp_path: Path) -> Iterator[Callable[..., RunningBox]]:
     """Boxes of a test's own."""
     made: list[RunningBox] = []
 
-    def make(*options: str, **more: str) -> RunningBox:
+    def make(*options: str, **more: Any) -> RunningBox:
         made.append(RunningBox(tmp_path / "s", *options, **more))
         return made[-1]
 
