@@ -137,7 +137,7 @@ class Jail:
             if door is not None:
                 cell.when_gone(door.remove)
         cell.when_gone(partial(self._give_back, uid))
-        self._release(cell, plumbing, limits)
+        self._release(cell, plumbing, limits, own_proc=bool(self.images[image].browser))
         return cell
 
     def _spawn(
@@ -161,10 +161,12 @@ class Jail:
                 raise failure from why
             raise
 
-    def _release(self, cell: Cell, plumbing: Plumbing, limits: Limits) -> None:
+    def _release(self, cell: Cell, plumbing: Plumbing, limits: Limits, *, own_proc: bool) -> None:
         """Put the waiting process under its limits, then let it go on."""
         try:
             cell.join(self._cgroups.create(str(cell.pid), limits))
+            if own_proc:
+                cell.cut_down_proc(_START_TIMEOUT_S)
             if self._uids is None:
                 _limit_processes(cell.pid, limits)
             plumbing.release.write(b"\n")
