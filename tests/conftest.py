@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -146,6 +146,21 @@ def _serving(folder: Path) -> Iterator[Callable[[Callable[[socket.socket], objec
         server.shutdown(socket.SHUT_RDWR)
         thread.join()
         server.close()
+
+
+@pytest.fixture
+def tap(short_path: Path) -> Iterator[Callable[..., Any]]:
+    """Listen in between a client and a box's socket, or tor's SOCKS port: give the target, get a `Tap`."""
+    module, made = _load(HERE / "tap.py"), []
+
+    def listen(target: Path | tuple[str, int]) -> Any:
+        path = short_path / f"tap-{len(made)}" if isinstance(target, Path) else None
+        made.append(module.Tap(target, path, socks=path is None))
+        return made[-1]
+
+    yield listen
+    for each in made:
+        each.close()
 
 
 # --- an ordinary user -------------------------------------------------------------------------------------------
