@@ -1,10 +1,10 @@
 """Fetch a web page. The box sees the page, its address, and when: only who watches your own link sees nothing of them.
 
 browser(url, padding, render, timeout, release, assets, limit) sends one message, described at `pack`. Whatever comes
-of the page (redirects, cookies between them, a bad certificate, an error of HTTP, too much, too slow) is told in that
-message, and with `padding` all that the box sends is a multiple of so many bytes, with `release` it leaves at a multiple
-of so many seconds: an error has the shape of a page. `timeout` is for all of it, in seconds; `limit` bytes are the
-most that a page, with its pictures and style sheets where `assets` are wanted, may have.
+of the page (redirects, cookies between them, a bad certificate, an error of HTTP, too much, too slow) is told in it.
+With `padding` all that the box sends is a multiple of so many bytes, with `release` it leaves at a multiple of so many
+seconds: an error has the shape of a page. `timeout` is for all of it, in seconds; `limit` bytes are the most that a
+page, with its pictures and style sheets where `assets` are wanted, may have.
 """
 
 # /// script

@@ -268,14 +268,23 @@ def _name_of(process: psutil.Process) -> str:
 class RunningBox:
     """`bento-tor serve` as a user starts it."""
 
-    def __init__(self, state: Path, *options: str, config: str = BOX_CONFIG) -> None:
+    def __init__(
+        self,
+        state: Path,
+        *options: str,
+        config: str = BOX_CONFIG,
+        within: Callable[..., list[str]] = lambda *command: list(command),
+    ) -> None:
+        """`within`: makes a command line that runs somewhere else, for instance in other namespaces."""
         self.state = state
         self.address = f"unix:{state}/box.sock"
         (state.parent / "box.toml").write_text(config)
         self.log = (state.parent / "log").open("a+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bento_tor.cli", "serve", "--state", str(state), "--json"]
-            + ["--config", str(state.parent / "box.toml"), *options],
+            within(
+                *[sys.executable, "-m", "bento_tor.cli", "serve", "--state", str(state), "--json"],
+                *["--config", str(state.parent / "box.toml"), *options],
+            ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self.log,
