@@ -1,4 +1,4 @@
-"""The web site that Chromium is shown, on every address of the tests' internet. Loaded by tests/egress/world.py."""
+"""The web site that Chromium is shown, on every address of the tests' internet. Run by tests/egress/world.py."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ PAGES = {
 }
 
 
-async def http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """One answer for each connection."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")

@@ -77,12 +77,12 @@ class World:
 
 @contextmanager
 def make_world(maybe_site: Path | None = None) -> Iterator[World]:
-    """`maybe_site`: a file with another web server than the usual one."""
+    """The two namespaces. `maybe_site`: a module whose `serve` is the web there."""
     if os.geteuid() != 0:
         pytest.skip("needs root: network namespaces joined by a cable")
     with tempfile.TemporaryDirectory(prefix="bento-w-") as directory:
         if maybe_site is not None:
-            shutil.copy(maybe_site, Path(directory, "site.py"))
+            shutil.copy(maybe_site, Path(directory) / "site.py")
         command = ["unshare", "--net", "--mount", sys.executable, "-I", str(HERE / "world.py"), directory]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
