@@ -4,7 +4,9 @@ browser(url, padding, render, timeout, release, assets, limit) sends one message
 of the page (redirects, cookies between them, a bad certificate, an error of HTTP, too much, too slow) is told in it.
 With `padding` all that the box sends is a multiple of so many bytes, with `release` it leaves at a multiple of so many
 seconds: an error has the shape of a page. `timeout` is for all of it, in seconds; `limit` bytes are the most that a
-page, with its pictures and style sheets where `assets` are wanted, may have.
+page, with its pictures and style sheets where `assets` are wanted, may have. With `render` (png, pdf or mhtml) it is
+what Chromium shows once the page's scripts have run, by then or when the time is nearly over; that needs the image
+`browser`.
 """
 
 # /// script
@@ -16,8 +18,15 @@ page, with its pictures and style sheets where `assets` are wanted, may have.
 # egress = "exit"
 # ///
 
+import base64
+import fcntl
+import functools
 import json
+import os
 import re
+import select
+import signal
+import subprocess
 import threading
 import time
 import zlib
@@ -243,6 +252,210 @@ def sentence(error):
     return str(seen[0])[:300] or type(seen[0]).__name__
 
 
+# --- with an engine: what it looks like once its scripts have run --------------------------------------------------
+
+CHROMIUM = "/usr/lib/chromium/chromium-headless-shell"
+TYPES = {"png": "image/png", "pdf": "application/pdf", "mhtml": "multipart/related"}
+# The same for everybody: a page learns that a box has come, and not which, nor for whom.
+WIDTH, HEIGHT, MAX_HEIGHT = 1280, 800, 10_000
+AGENT = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/{}.0.0.0 Safari/537.36"
+# The part of the time that is for the picture; the rest is for the page.
+PICTURE = 0.25
+# Pages go out by the sandbox's forwarder. Chromium's own calls home have a port where nobody listens.
+WAY_OUT, NOWHERE = "socks5://127.0.0.1:1080", "socks5://127.0.0.1:9"
+ENVIRONMENT = {"HOME": "/data", "TMPDIR": "/data", "TZ": "UTC", "LANG": "C.UTF-8"}
+ENVIRONMENT["FONTCONFIG_FILE"] = "/packages/fonts.conf"
+FLAGS = [
+    "--headless", "--remote-debugging-pipe", "--user-data-dir=/data/chromium", "--disk-cache-size=16777216",
+    # The sandbox around it is the box's: its own would need user namespaces, which no function gets.
+    "--no-sandbox", "--no-zygote", "--disable-gpu", "--disable-dev-shm-usage", "--disable-breakpad",
+    # What it would do of its own accord.
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
+    "--no-first-run", "--no-pings", "--dns-prefetch-disable",
+    "--disable-features=AsyncDns,DnsOverHttps,OptimizationHints,Translate,MediaRouter,IsolateOrigins,site-per-process",
+    # One process for a page and its frames: no frame finds anything of another's here, and memory is short.
+    "--disable-site-isolation-trials", "--renderer-process-limit=1",
+    # Ways past the proxy. (There is no route either.)
+    "--disable-quic", "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",
+    f"--proxy-server={NOWHERE}", "--proxy-bypass-list=<-loopback>",
+    "--block-new-web-contents", "--mute-audio", "--hide-scrollbars", "--force-color-profile=srgb", "--lang=en-US",
+]  # fmt: skip
+
+
+def rendered(render, visit, _assets):
+    with Chromium(visit) as chromium:
+        page = Page(chromium, visit)
+        page.load(visit.deadline - visit.left_s() * PICTURE)
+        visit.add(visit.url, TYPES[render], page.picture(render))
+
+
+class Chromium:
+    """The engine, and its DevTools: JSON texts that end in a zero byte, over two pipes."""
+
+    def __init__(self, visit):
+        self._visit, self._calls, self._pending = visit, 0, bytearray()
+        self.on_event = None
+
+    def __enter__(self):
+        (theirs_in, self._out), (self._in, theirs_out) = os.pipe(), os.pipe()
+        # It wants them to be 3 and 4, which are taken here: through numbers that are free.
+        ends = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 20) for fd in (theirs_in, theirs_out)]
+        self._process = None
+        try:
+            self._process = subprocess.Popen(
+                [CHROMIUM, *FLAGS], env=ENVIRONMENT, pass_fds=(3, 4), start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                preexec_fn=lambda: [os.dup2(end, number) for end, number in zip(ends, (3, 4), strict=True)],
+            )  # fmt: skip
+        except (OSError, subprocess.SubprocessError) as why:
+            raise Failed("there is no Chromium here: it needs a box with the image 'browser'") from why
+        finally:
+            for fd in (*ends, theirs_in, theirs_out):
+                os.close(fd)
+        return self
+
+    def __exit__(self, *_):
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        os.close(self._in)
+        os.close(self._out)
+
+    def send(self, method, session=None, **parameters):
+        """Ask for something; gives the number that the answer will have."""
+        self._calls += 1
+        message = {"id": self._calls, "method": method, "params": parameters}
+        data = json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0"
+        while data:
+            data = data[os.write(self._out, data) :]
+        return self._calls
+
+    def call(self, method, session=None, deadline=None, **parameters):
+        """Ask, and wait for the answer; None if the deadline comes first."""
+        number = self.send(method, session, **parameters)
+        while (message := self.receive(deadline or self._visit.deadline)) is not None:
+            if message.get("id") == number:
+                if "error" in message:
+                    raise Failed(f"Chromium cannot do it: {message['error'].get('message')}")
+                return message["result"]
+        if deadline is None:
+            raise Failed("the time is over")
+        return None
+
+    def receive(self, deadline):
+        """The next message, or None if the deadline comes first. Events go to `on_event` too."""
+        while (end := self._pending.find(b"\0")) < 0:
+            if not select.select([self._in], [], [], max(0, deadline - time.monotonic()))[0]:
+                return None
+            data = os.read(self._in, MIB)
+            self._pending += data
+            if not data:
+                raise Failed("Chromium has ended: perhaps it needs more than this box gives")
+            if len(self._pending) > 2 * self._visit.room() + MIB:  # as base64, and what is around it
+                raise Failed(f"it is larger than {self._visit.room()} bytes")
+        message = json.loads(self._pending[:end])
+        del self._pending[: end + 1]
+        if self.on_event and "method" in message:
+            self.on_event(message["method"], message["params"])
+        return message
+
+
+class Page:
+    """A page in a context of its own: no cookie or cache of anybody's, no other page, no download."""
+
+    def __init__(self, chromium, visit):
+        self._chromium, self._visit = chromium, visit
+        version = chromium.call("Browser.getVersion")["product"].partition("/")[2].partition(".")[0]
+        proxy = {"proxyServer": WAY_OUT, "proxyBypassList": "<-loopback>"}
+        context = chromium.call("Target.createBrowserContext", **proxy)["browserContextId"]
+        target = chromium.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        self._session = chromium.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        chromium.call("Browser.setDownloadBehavior", behavior="deny", browserContextId=context)
+        self._frame = self._ask("Page.getFrameTree")["frameTree"]["frame"]["id"]
+        # By loader, what the server answered and what went wrong; what is on its way; the document that is shown.
+        self._answers, self._failures, self._coming = {}, {}, set()
+        self._loader, self._quiet = None, False
+        chromium.on_event = self._note
+        for domain in ("Page", "Network"):
+            self._ask(f"{domain}.enable")
+        self._ask("Page.setLifecycleEventsEnabled", enabled=True)
+        brands = [{"brand": name, "version": version} for name in ("Chromium", "Not.A/Brand")]
+        hints = {"platform": "Linux", "platformVersion": "", "architecture": "x86", "model": "", "mobile": False}
+        agent = {"userAgent": AGENT.format(version), "acceptLanguage": "en-US,en", "platform": "Linux x86_64"}
+        self._ask("Emulation.setUserAgentOverride", **agent, userAgentMetadata=hints | {"brands": brands})
+        self._ask("Emulation.setTimezoneOverride", timezoneId="UTC")
+        size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+        self._ask("Emulation.setDeviceMetricsOverride", **size)
+
+    def load(self, deadline):
+        """Wait until nothing more comes, or until the deadline. Raises Failed where there is no page by then."""
+        if not self._visit.url.lower().startswith(("http://", "https://")):
+            raise Failed("only pages of http and https are rendered")
+        began = self._chromium.call("Page.navigate", self._session, deadline, url=self._visit.url)
+        if began is None:
+            raise Failed("it does not answer")
+        if reason := began.get("errorText"):
+            raise Failed(failure(reason))
+        while not self._quiet and self._chromium.receive(deadline):
+            pass
+        if not self._quiet:
+            # What runs or comes for ever must not keep us from the picture.
+            self._chromium.send("Runtime.terminateExecution", self._session)
+            self._chromium.send("Page.stopLoading", self._session)
+            self._visit.left_out += len(self._coming) or 1
+        if self._loader in self._failures:
+            raise Failed(failure(self._failures[self._loader]))
+
+    def picture(self, render):
+        """What it looks like now."""
+        if render == "mhtml":
+            return self._ask("Page.captureSnapshot", format="mhtml")["data"].encode()
+        if render == "pdf":
+            return base64.b64decode(self._ask("Page.printToPDF", printBackground=True)["data"])
+        height = int(self._ask("Page.getLayoutMetrics")["cssContentSize"]["height"])
+        clip = {"x": 0, "y": 0, "width": WIDTH, "height": min(max(height, HEIGHT), MAX_HEIGHT), "scale": 1}
+        taken = self._ask("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
+        return base64.b64decode(taken["data"])
+
+    def _ask(self, method, **parameters):
+        return self._chromium.call(method, self._session, **parameters)
+
+    def _note(self, name, told):
+        if name == "Network.requestWillBeSent":
+            self._coming.add(told["requestId"])
+        elif name == "Network.responseReceived" and told.get("frameId") == self._frame:
+            if told["type"] == "Document":
+                self._answers[told["loaderId"]] = told["response"]
+        elif name in ("Network.loadingFinished", "Network.loadingFailed"):
+            self._coming.discard(told["requestId"])
+            self._visit.left_out += name.endswith("Failed")
+            if told.get("type") == "Document":
+                self._failures.setdefault(told["requestId"], told["errorText"])
+        elif name == "Page.frameNavigated" and told["frame"]["id"] == self._frame:
+            self._shows(told["frame"])
+        elif name == "Page.lifecycleEvent" and told["name"] == "networkIdle" and told["loaderId"] == self._loader:
+            self._quiet = True
+        elif name == "Page.javascriptDialogOpening":
+            self._chromium.send("Page.handleJavaScriptDialog", self._session, accept=False)
+
+    def _shows(self, frame):
+        """Another document has come: by a redirect, or because a script led there."""
+        self._loader, self._quiet = frame["loaderId"], False
+        if "unreachableUrl" in frame:
+            self._failures.setdefault(self._loader, "ERR_FAILED")
+        answer = self._answers.get(self._loader, {})
+        self._visit.url, self._visit.status = frame["url"], answer.get("status")
+        tls = answer.get("securityDetails")
+        self._visit.certificate = tls and {"valid": True, "subject": tls["subjectName"], "issuer": tls["issuer"]}
+
+
+def failure(reason):
+    """A sentence of Chromium's word for what went wrong."""
+    word = reason.removeprefix("net::")
+    if word.startswith("ERR_CERT"):
+        return f"its certificate is not good: {word}"
+    return "it is no page, but a download" if word == "ERR_ABORTED" else f"it cannot be had: {word}"
+
+
 # --- the ways to get a page: each is told the visit, and whether assets are wanted ---------------------------------
 
 
@@ -250,4 +463,4 @@ def unknown(visit, assets):
     raise Failed("this function does not know that way to render")
 
 
-WAYS = {"": plain}
+WAYS = {"": plain} | {render: functools.partial(rendered, render) for render in TYPES}

@@ -112,6 +112,12 @@ def image() -> images.Image:
     return images.build("python", images.default_dir(), lambda text: None)
 
 
+@pytest.fixture(scope="session")
+def browser_image() -> images.Image:
+    """The image `browser`. Without Debian's Chromium its tests fail, and say what to install."""
+    return images.build("browser", images.default_dir(), lambda text: None)
+
+
 @pytest.fixture
 def serve_on_socket(short_path: Path) -> Iterator[Callable[[Callable[[socket.socket], object]], Path]]:
     """Serve a unix socket in a thread: each connection is handed over, then closed."""

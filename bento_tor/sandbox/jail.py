@@ -84,6 +84,7 @@ class Jail:
         if self._uids is not None:
             self._uids.open()
         self._cgroups.open()
+        self._refuse_browser()
 
     def close(self) -> None:
         """Give everything back. All cells have been collected by then."""
@@ -209,6 +210,15 @@ class Jail:
             raise plumbing.failure() from why
         except OSError as why:
             raise SandboxError(f"bubblewrap cannot be started: {why}") from why
+
+    def _refuse_browser(self) -> None:
+        """Chromium reserves more address space than any limit of ours would leave it. Raises SandboxError."""
+        if "memory" not in self.effective and (names := [image.name for image in self.images if image.browser]):
+            self.close()
+            raise SandboxError(
+                f"the image {names[0]} needs a cgroup that limits memory, which this machine lets us not have",
+                hint="see docs/operator.md for cgroups, or leave the image out of the policy",
+            )
 
     def _find_stage(self) -> Stage:
         """What the outer step can do here. Without root it can make no device nodes: then locks are denied instead."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,15 +36,14 @@ def broker(load) -> Iterator:
 
 @pytest.fixture
 def render(inside, browser_jail, broker):
-    """Run functions/render.py: the facts that it tells, and the document."""
-    source = resources.read_text("functions", "render.py")
+    """Run functions/browser.py: what it tells of the page, and the document."""
+    source = resources.read_text("functions", "browser.py")
 
     def run(url: str, kind: str = "png", timeout: float = 20, **options):
-        arguments = repr(([url, kind, timeout], {}))
-        limits = options.pop("limits", LIMITS)
-        talk = inside.run_inside(browser_jail, broker, source, "render", arguments, limits=limits, **options)
+        arguments = repr(([url], {"render": kind, "timeout": timeout} | options))
+        talk = inside.run_inside(browser_jail, broker, source, "browser", arguments, limits=LIMITS)
         assert talk.outcome.word == "returned", talk
-        facts, document = talk.messages
-        return json.loads(facts), document
+        line, _, document = zlib.decompress(talk.messages[0]).partition(b"\n")
+        return json.loads(line), document
 
     return run

@@ -55,6 +55,7 @@ PAGES = {
     "/dialogs": page(f"<script>alert(1); confirm(2); prompt(3); onbeforeunload = () => 'stay'</script>{GREEN_PAGE}"),
     "/windows": page(f"<script>open('/whole'); open('/whole', 'x', 'popup')</script>{GREEN_PAGE}"),
     "/spins": page(f"{GREEN_PAGE}<script>setTimeout(() => {{ for (;;); }}, 300)</script>"),
+    "/frames": page("".join(f"<iframe src=http://{i}.frames.example.com/whole></iframe>" for i in range(12))),
     "/long": page("<div style='height: 99999px'></div>"),
     "/downloads-itself": page(f"<a id=a download href=/file>x</a><script>a.click()</script>{GREEN_PAGE}"),
     "/slow-image": page(f"{GREEN_PAGE}<img src=/slow>"),

@@ -22,7 +22,8 @@ def picture(load):
 def test_a_picture_shows_what_the_script_made_and_the_image(render, picture):
     facts, document = render(f"{WEB}/whole")
     assert facts == {
-        "url": f"{WEB}/whole", "status": 200, "type": "image/png", "whole": True, "certificate": None, "error": "",
+        "url": f"{WEB}/whole", "status": 200, "certificate": None, "error": None, "left_out": 0,
+        "parts": [{"url": f"{WEB}/whole", "type": "image/png", "length": len(document)}],
     }  # fmt: skip
     width, height, rows = picture.decode(document)
     assert (width, height) == (1280, 800)
@@ -36,7 +37,7 @@ def test_a_saved_page_holds_its_image_and_what_the_script_made(render):
     parts = {
         part.get_content_type(): part.get_payload(decode=True) for part in email.message_from_bytes(document).walk()
     }
-    assert facts["whole"] and parts["image/png"].startswith(b"\x89PNG")
+    assert facts["left_out"] == 0 and parts["image/png"].startswith(b"\x89PNG")
     told = " ".join(re.search(r"the script ran([^<]*)", parts["text/html"].decode())[1].split())
     assert re.fullmatch(
         r"Mozilla/5\.0 \(X11; Linux x86_64\) .* Chrome/\d+\.0\.0\.0 Safari/537\.36 en-US,en UTC 1280x800 true", told

@@ -32,6 +32,7 @@ ECHO_PORT = 9999
 NAMES = {
     "web.example.com": [[PUBLIC, PUBLIC6]],
     "other.example.com": [[OTHER]],
+    **{f"{i}.frames.example.com": [[PUBLIC]] for i in range(12)},
     "six.example.com": [[PUBLIC6]],
     "rebind.example.com": [[PUBLIC], ["127.0.0.1"]],
     "mixed.example.com": [["127.0.0.1", "169.254.169.254", "::1", PUBLIC]],
