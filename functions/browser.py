@@ -371,8 +371,9 @@ class Page:
         self._session = chromium.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         chromium.call("Browser.setDownloadBehavior", behavior="deny", browserContextId=context)
         self._frame = self._ask("Page.getFrameTree")["frameTree"]["frame"]["id"]
-        # By loader, what the server answered and what went wrong; what is on its way; the document that is shown.
-        self._answers, self._failures, self._coming = {}, {}, set()
+        # By loader, what the server answered and what went wrong; requests that are on their way, and that came to
+        # nothing; the document that is shown.
+        self._answers, self._failures, self._coming, self._lost = {}, {}, set(), set()
         self._loader, self._quiet = None, False
         chromium.on_event = self._note
         for domain in ("Page", "Network"):
@@ -401,7 +402,8 @@ class Page:
             # What runs or comes for ever must not keep us from the picture.
             self._chromium.send("Runtime.terminateExecution", self._session)
             self._chromium.send("Page.stopLoading", self._session)
-            self._visit.left_out += len(self._coming) or 1
+            self._lost |= self._coming or {""}
+        self._visit.left_out = len(self._lost)
         if self._loader in self._failures:
             raise Failed(failure(self._failures[self._loader]))
 
@@ -425,10 +427,12 @@ class Page:
         elif name == "Network.responseReceived" and told.get("frameId") == self._frame:
             if told["type"] == "Document":
                 self._answers[told["loaderId"]] = told["response"]
-        elif name in ("Network.loadingFinished", "Network.loadingFailed"):
+        elif name == "Network.loadingFinished":
             self._coming.discard(told["requestId"])
-            self._visit.left_out += name.endswith("Failed")
-            if told.get("type") == "Document":
+        elif name == "Network.loadingFailed":
+            self._coming.discard(told["requestId"])
+            self._lost.add(told["requestId"])
+            if told["type"] == "Document":
                 self._failures.setdefault(told["requestId"], told["errorText"])
         elif name == "Page.frameNavigated" and told["frame"]["id"] == self._frame:
             self._shows(told["frame"])

@@ -7,13 +7,14 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bento_tor import resources
-from bento_tor.policy.limits import MIB, Limits
+from bento_tor.policy.limits import NEEDS
 
 HERE = Path(__file__).parent
-LIMITS = Limits(memory_bytes=512 * MIB, pids=128, data_bytes=64 * MIB, open_files=256, wall_s=60, cpu_s=60)
+LIMITS = msgspec.structs.replace(NEEDS["browser"], wall_s=60)
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +29,19 @@ def browser_jail(inside) -> Iterator:
 
 
 @pytest.fixture(scope="session")
-def broker(load) -> Iterator:
-    egress = load(HERE.parent / "egress" / "world_fixtures.py")
-    with egress.make_world(HERE / "site.py") as world, egress.start_broker(world) as broker:
+def egress(load):
+    return load(HERE.parent / "egress" / "world_fixtures.py")
+
+
+@pytest.fixture(scope="session")
+def web(egress) -> Iterator:
+    with egress.make_world(HERE / "site.py") as world:
+        yield world
+
+
+@pytest.fixture(scope="session")
+def broker(egress, web) -> Iterator:
+    with egress.start_broker(web) as broker:
         yield broker
 
 

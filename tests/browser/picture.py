@@ -6,6 +6,12 @@ import struct
 import zlib
 
 
+def size(data: bytes) -> tuple[int, int]:
+    """Width and height."""
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    return struct.unpack_from("!II", data, 16)
+
+
 def decode(data: bytes) -> tuple[int, int, list[bytes]]:
     """Width, height, and the rows: 3 bytes for each point."""
     assert data.startswith(b"\x89PNG\r\n\x1a\n")

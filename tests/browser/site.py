@@ -52,12 +52,14 @@ PAGES = {
     "/red.png": ("image/png", png(RED)),
     "/colour": ("text/plain", b"rgb(0, 0, 255)"),
     "/script-leads": page("<script>location = '/green'</script>"),
-    "/dialogs": page(f"<script>alert(1); confirm(2); prompt(3); onbeforeunload = () => 'stay'</script>{GREEN_PAGE}"),
-    "/windows": page(f"<script>open('/whole'); open('/whole', 'x', 'popup')</script>{GREEN_PAGE}"),
+    "/pushes": page(
+        "<script>alert(1); confirm(2); prompt(3); onbeforeunload = () => 'stay';"
+        f"open('/whole'); open('/whole', 'x', 'popup')</script><a id=a download href=/file></a>{GREEN_PAGE}"
+        "<script>a.click()</script>"
+    ),
     "/spins": page(f"{GREEN_PAGE}<script>setTimeout(() => {{ for (;;); }}, 300)</script>"),
     "/frames": page("".join(f"<iframe src=http://{i}.frames.example.com/whole></iframe>" for i in range(12))),
     "/long": page("<div style='height: 99999px'></div>"),
-    "/downloads-itself": page(f"<a id=a download href=/file>x</a><script>a.click()</script>{GREEN_PAGE}"),
     "/slow-image": page(f"{GREEN_PAGE}<img src=/slow>"),
     "/other-ways": page(f"<script>{OTHER_WAYS}</script>{GREEN_PAGE}"),
 }
@@ -78,19 +80,24 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 async def answer(path: str, writer: asyncio.StreamWriter) -> None:
     """What is at this path."""
     if path == "/redirect":
-        return send(writer, "302 Found", "text/plain", b"", "Location: /green")
+        return send(writer, "302 Found", "text/plain", b"", "Location: /script-leads")
     if path == "/circle":
         return send(writer, "302 Found", "text/plain", b"", "Location: /circle")
     if path == "/file":
         return send(writer, "200 OK", "application/octet-stream", bytes(99), "Content-Disposition: attachment")
     if path == "/slow":
         await asyncio.sleep(60)
+    if path == "/hello-then-nothing":
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 9999\r\n\r\n" + GREEN_PAGE.encode()
+        )
+        await asyncio.sleep(60)
     if path == "/endless":
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + GREEN_PAGE.encode())
         while True:
             writer.write(b"<br>x")
             await writer.drain()
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.2)
     kind, body = PAGES.get(path, page(f"<h1>there is no such page</h1>{GREEN_PAGE}"))
     return send(writer, "200 OK" if path in PAGES else "404 Not Found", kind, body)
 
