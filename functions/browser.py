@@ -261,6 +261,8 @@ WIDTH, HEIGHT, MAX_HEIGHT = 1280, 800, 10_000
 AGENT = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/{}.0.0.0 Safari/537.36"
 # The part of the time that is for the picture; the rest is for the page.
 PICTURE = 0.25
+# When nothing has come for so long, a page has settled; streams, which never end, do not count.
+MOMENT_S, STREAMS = 0.5, ("EventSource", "WebSocket", "Media", "Ping")
 # Pages go out by the sandbox's forwarder. Chromium's own calls home have a port where nobody listens.
 WAY_OUT, NOWHERE = "socks5://127.0.0.1:1080", "socks5://127.0.0.1:9"
 ENVIRONMENT = {"HOME": "/data", "TMPDIR": "/data", "TZ": "UTC", "LANG": "C.UTF-8"}
@@ -374,11 +376,10 @@ class Page:
         # By loader, what the server answered and what went wrong; requests that are on their way, and that came to
         # nothing; the document that is shown.
         self._answers, self._failures, self._coming, self._lost = {}, {}, set(), set()
-        self._loader, self._quiet = None, False
+        self._loader, self._loaded, self._moved = None, False, time.monotonic()
         chromium.on_event = self._note
         for domain in ("Page", "Network"):
             self._ask(f"{domain}.enable")
-        self._ask("Page.setLifecycleEventsEnabled", enabled=True)
         brands = [{"brand": name, "version": version} for name in ("Chromium", "Not.A/Brand")]
         hints = {"platform": "Linux", "platformVersion": "", "architecture": "x86", "model": "", "mobile": False}
         agent = {"userAgent": AGENT.format(version), "acceptLanguage": "en-US,en", "platform": "Linux x86_64"}
@@ -396,16 +397,21 @@ class Page:
             raise Failed("it does not answer")
         if reason := began.get("errorText"):
             raise Failed(failure(reason))
-        while not self._quiet and self._chromium.receive(deadline):
-            pass
-        if not self._quiet:
-            # What runs or comes for ever must not keep us from the picture.
-            self._chromium.send("Runtime.terminateExecution", self._session)
+        if not self._settle(deadline):
             self._chromium.send("Page.stopLoading", self._session)
             self._lost |= self._coming or {""}
+        # A script that runs for ever must not keep us from the picture.
+        self._chromium.send("Runtime.terminateExecution", self._session)
         self._visit.left_out = len(self._lost)
         if self._loader in self._failures:
             raise Failed(failure(self._failures[self._loader]))
+
+    def _settle(self, deadline):
+        """Whether, before the deadline, all has come, and scripts have asked for no more for a moment."""
+        while True:
+            settled = self._loaded and not self._coming
+            if self._chromium.receive(min(deadline, self._moved + MOMENT_S) if settled else deadline) is None:
+                return settled
 
     def picture(self, render):
         """What it looks like now."""
@@ -422,7 +428,9 @@ class Page:
         return self._chromium.call(method, self._session, **parameters)
 
     def _note(self, name, told):
-        if name == "Network.requestWillBeSent":
+        if name.startswith("Network."):
+            self._moved = time.monotonic()
+        if name == "Network.requestWillBeSent" and told["type"] not in STREAMS:
             self._coming.add(told["requestId"])
         elif name == "Network.responseReceived" and told.get("frameId") == self._frame:
             if told["type"] == "Document":
@@ -436,14 +444,14 @@ class Page:
                 self._failures.setdefault(told["requestId"], told["errorText"])
         elif name == "Page.frameNavigated" and told["frame"]["id"] == self._frame:
             self._shows(told["frame"])
-        elif name == "Page.lifecycleEvent" and told["name"] == "networkIdle" and told["loaderId"] == self._loader:
-            self._quiet = True
+        elif name == "Page.loadEventFired":
+            self._loaded, self._moved = True, time.monotonic()
         elif name == "Page.javascriptDialogOpening":
             self._chromium.send("Page.handleJavaScriptDialog", self._session, accept=False)
 
     def _shows(self, frame):
         """Another document has come: by a redirect, or because a script led there."""
-        self._loader, self._quiet = frame["loaderId"], False
+        self._loader, self._loaded = frame["loaderId"], False
         if "unreachableUrl" in frame:
             self._failures.setdefault(self._loader, "ERR_FAILED")
         answer = self._answers.get(self._loader, {})
