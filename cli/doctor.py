@@ -142,13 +142,13 @@ def _claims(config: BoxConfig) -> frozenset[str]:
 
 def _play_all(images: list[Image], *, quiet: bool) -> list[_Case]:
     """The quick rows, in each image, with a line for each as it ends."""
-    from bento_tor.sandbox.hostile import ROWS
+    from bento_tor.sandbox.hostile_browser import rows_for
     from bento_tor.server.rehearsal import Rehearsal
 
     cases = []
     for image in images:
         with Rehearsal(image) as rehearsal:
-            for row in ROWS:
+            for row in rows_for(image):
                 if _is_for_here(row):
                     cases.append(_case(image, row, rehearsal.play(row), cgroups="memory" in rehearsal.effective))
                     if not quiet:
@@ -168,7 +168,7 @@ def _is_for_here(row: Row) -> bool:
 
 
 def _case(image: Image, row: Row, played: Played, *, cgroups: bool) -> _Case:
-    problems = played.problems(row, root=os.geteuid() == 0, cgroups=cgroups)
+    problems = played.problems(row, root=os.geteuid() == 0, cgroups=cgroups, browser=bool(image.browser))
     return _Case(image.name, row.number, row.name, played.word, played.said, tuple(problems))
 
 

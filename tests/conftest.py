@@ -19,7 +19,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -114,6 +114,12 @@ def image() -> images.Image:
     return images.build("python", images.default_dir(), lambda text: None)
 
 
+@pytest.fixture(scope="session")
+def browser_image() -> images.Image:
+    """The image `browser`. Without Debian's Chromium its tests fail, and say what to install."""
+    return images.build("browser", images.default_dir(), lambda text: None)
+
+
 @pytest.fixture
 def serve_on_socket(short_path: Path) -> Iterator[Callable[[Callable[[socket.socket], object]], Path]]:
     """Serve a unix socket in a thread: each connection is handed over, then closed."""
@@ -148,6 +154,21 @@ def _serving(folder: Path) -> Iterator[Callable[[Callable[[socket.socket], objec
         server.shutdown(socket.SHUT_RDWR)
         thread.join()
         server.close()
+
+
+@pytest.fixture
+def tap(short_path: Path) -> Iterator[Callable[..., Any]]:
+    """Listen in between a client and a box's socket, or tor's SOCKS port: give the target, get a `Tap`."""
+    module, made = _load(HERE / "tap.py"), []
+
+    def listen(target: Path | tuple[str, int]) -> Any:
+        path = short_path / f"tap-{len(made)}" if isinstance(target, Path) else None
+        made.append(module.Tap(target, path, socks=path is None))
+        return made[-1]
+
+    yield listen
+    for each in made:
+        each.close()
 
 
 # --- an ordinary user -------------------------------------------------------------------------------------------
@@ -255,15 +276,23 @@ def _name_of(process: psutil.Process) -> str:
 class RunningBox:
     """`bento-tor serve` as a user starts it."""
 
-    def __init__(self, state: Path, *options: str, config: str = BOX_CONFIG, prefix: Sequence[str] = ()) -> None:
-        """`prefix`: what runs it somewhere else, and becomes it."""
+    def __init__(
+        self,
+        state: Path,
+        *options: str,
+        config: str = BOX_CONFIG,
+        within: Callable[..., list[str]] = lambda *command: list(command),
+    ) -> None:
+        """`within`: makes a command line that runs somewhere else, for instance in other namespaces."""
         self.state = state
         self.address = f"unix:{state}/box.sock"
         (state.parent / "box.toml").write_text(config)
         self.log = (state.parent / "log").open("a+")
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "bento_tor.cli", "serve", "--state", str(state), "--json"]
-            + ["--config", str(state.parent / "box.toml"), *options],
+            within(
+                *[sys.executable, "-m", "bento_tor.cli", "serve", "--state", str(state), "--json"],
+                *["--config", str(state.parent / "box.toml"), *options],
+            ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self.log,

@@ -9,9 +9,10 @@ import msgspec
 
 from bento_tor.errors import ConfigError
 from bento_tor.policy import destinations
-from bento_tor.policy.limits import MIB, Limits
+from bento_tor.policy.limits import MIB, NEEDED, NEEDS, Limits
 from bento_tor.policy.manifest import Manifest
 
+_NEEDED_BY = {"memory": "memory_bytes", "disk": "data_bytes"}
 _LEVELS = ("none", "coarse", "full")
 # What a document can hold at most, so that every one fits a frame of the protocol.
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -89,10 +90,16 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     address: Annotated[str, msgspec.Meta(max_length=62, pattern=r"^(?:[a-z2-7]{56}\.onion)?$")] = ""
 
     def __post_init__(self) -> None:
-        """A ValueError that names the key, where a limit is none at all or an egress line is no rule."""
+        """A ValueError that names the key, where a limit is none at all, or too little for an image, or an egress line
+        is no rule."""
         for name, value in msgspec.structs.asdict(self.limits).items():
             if value < 1:
                 raise ValueError(f"limits.{name} must be at least 1, not {value}")
+        for image in set(self.images) & set(NEEDS):
+            for name in NEEDED:
+                has, needs = getattr(self.limits, name), getattr(NEEDS[image], name)
+                if has < needs:
+                    raise ValueError(f"limits.{name} must be at least {needs} for the image {image!r}, not {has}")
         try:
             destinations.parse_operator(self.egress_rules)
         except ConfigError as why:
@@ -125,6 +132,10 @@ def misfits(manifest: Manifest, policy: Policy) -> list[str]:
         reasons.append(f"asks for the image {manifest.image!r}; this box has {_words(policy.images)}")
     if manifest.memory * MIB > limits.memory_bytes:
         reasons.append(f"asks for {manifest.memory} MiB of memory; this box gives {limits.memory_bytes // MIB} MiB")
+    for name, asked in (("memory", manifest.memory), ("disk", manifest.disk)):
+        needs = getattr(NEEDS.get(manifest.image), _NEEDED_BY[name], 0) // MIB
+        if 0 < asked < needs:
+            reasons.append(f"asks for {asked} MiB of {name}; its image {manifest.image!r} needs {needs} MiB")
     if manifest.seconds > limits.wall_s:
         reasons.append(f"asks for {manifest.seconds} seconds; this box gives {limits.wall_s}")
     if manifest.egress != "none" and manifest.egress not in policy.egress:

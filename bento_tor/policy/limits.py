@@ -28,3 +28,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     open_files: int = 64
     cpu_s: int = 60
     data_inodes: int = 1024
+
+
+# What Chromium needs to show an ordinary page (tests/browser); by the name of the image that has it.
+NEEDS = {"browser": Limits(memory_bytes=256 * MIB, pids=128, data_bytes=64 * MIB, open_files=256)}
+NEEDED = ("memory_bytes", "pids", "data_bytes", "open_files")

@@ -21,6 +21,7 @@ from bento_tor.errors import SandboxError
 from bento_tor.policy.limits import Limits
 from bento_tor.policy.outcome import SIGNAL_STATUS, Kind, Seen
 from bento_tor.sandbox.cgroups import Group
+from bento_tor.sandbox.proc import cut_down
 
 
 class Cell:
@@ -57,6 +58,10 @@ class Cell:
         """Put it under the limits of `group`, which then is the cell's to remove. Raises SandboxError."""
         self._group = group
         group.add(self.pid)
+
+    def cut_down_proc(self, timeout_s: float) -> None:
+        """Let its /proc show its own processes only. Raises SandboxError."""
+        cut_down(self.pid, self._process.pid, timeout_s)
 
     def change_limits(self, limits: Limits) -> None:
         """What the session that gets it may have: memory, processes, processor time. Raises SandboxError."""

@@ -19,10 +19,12 @@ from bento_tor.policy.limits import MIB, Limits
 
 # What a row runs under where it does not say otherwise: small, so that every limit is soon met.
 CEILING = Limits(memory_bytes=96 * MIB, pids=16, cpu_s=20, wall_s=20, data_bytes=8 * MIB, data_inodes=1024)
+# The most that a row may ask for instead: enough for Chromium.
+MOST = msgspec.structs.replace(CEILING, memory_bytes=256 * MIB, pids=128, data_bytes=64 * MIB, open_files=256)
 
 # `attempt` tells an error's name, or what came of it; `system` makes a bare system call (x86-64 numbers).
 PRELUDE = """
-import ctypes, errno, fcntl, mmap, os, resource, signal, socket, subprocess, sys, threading, time
+import ctypes, errno, fcntl, mmap, os, resource, shutil, signal, socket, subprocess, sys, threading, time
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -65,7 +67,8 @@ class Row:
 
     `weak`: the outcome where there are no cgroups, if another. `limits`: what is not as in CEILING. `bystander`: what
     the other session does meanwhile, and is expected to say (`answer`). `locks_denied`: what both say where files are
-    shared, so that locks are denied (without root)."""
+    shared, so that locks are denied (without root). `browser`: what is said in the image of that name, if something
+    else, and `not_browser`: it is not played there (hostile_browser.py has others instead)."""
 
     number: int
     name: str
@@ -77,6 +80,8 @@ class Row:
     bystander: str = "return 'here'"
     answer: str = "here"
     locks_denied: str = ""
+    browser: str = ""
+    not_browser: bool = False
 
     @property
     def id(self) -> str:
@@ -106,13 +111,21 @@ class Row:
         return msgspec.structs.replace(CEILING, **dict(self.limits))
 
     def problems(
-        self, word: str, said: Sequence[str], answer: Sequence[str], *, root: bool, cgroups: bool
+        self,
+        word: str,
+        said: Sequence[str],
+        answer: Sequence[str],
+        *,
+        root: bool,
+        cgroups: bool,
+        browser: bool = False,
     ) -> list[str]:
         """How what came of it differs from what is expected on a host like that; empty: it does not."""
         locked = "" if root else self.locks_denied
         wanted = (self.word if cgroups else self.weak) or self.word
         found = [] if word in wanted.split("|") else [f"ended as {word}, not {wanted}"]
-        if (expected := locked or self.said) and (len(said) != 1 or said[0] not in expected.split("|")):
+        expected = locked or (self.browser if browser else "") or self.said
+        if expected and (len(said) != 1 or said[0] not in expected.split("|")):
             found.append(f"said {list(said)!r:.200}, not {expected}")
         if list(answer) != [locked or self.answer]:
             found.append(f"a session beside it said {list(answer)!r:.200}, not {locked or self.answer}")
@@ -172,7 +185,8 @@ ROWS = (
     Row(14, "priorities", "return each(attempt(lambda: os.nice(-5)), attempt(lambda: os.sched_setaffinity(0, {0})),\n"
         "  attempt(lambda: os.sched_setscheduler(0, 1, os.sched_param(1))), system(251, 1, 0, 0), system(144, 0, 0, 0))",
         DENIED),
-    Row(14, "oom_score_adj", "return attempt(lambda: open('/proc/self/oom_score_adj', 'w'))", "ENOENT"),
+    Row(14, "oom_score_adj", "return attempt(lambda: os.write(os.open('/proc/self/oom_score_adj', 1), b'-900'))", "ENOENT",
+        browser="EACCES"),
     # Files
     Row(15, "fill /data", "fd = os.open('/data/x', 65)\nreturn attempt(lambda: [os.write(fd, bytes(1 << 20)) for _ in range(99)])",
         "ENOSPC|EFBIG"),
@@ -190,7 +204,7 @@ ROWS = (
         "  attempt(lambda: os.mkfifo('/data/f')), attempt(lambda: os.setxattr('/data/x', 'security.capability', b''))])",
         "EXDEV EPERM EPERM EPERM"),
     Row(20, "setuid bit", "open('/data/x', 'w'); os.chmod('/data/x', 0o4755)\nreturn attempt(lambda: os.execv('/data/x', ['x']))",
-        DENIED),
+        DENIED, browser="EACCES"),
     Row(20, "code in a file of its own", "f = open('/data/x', 'wb+'); f.write(bytes(4096)); f.flush()\n"
         "return attempt(lambda: mmap.mmap(f.fileno(), 4096, prot=5))", DENIED),
     Row(21, "the host's secrets", READ.replace("PATHS", "('/etc/shadow', '/etc/passwd', '/root', '/home', '/var/lib/tor',\n"
@@ -198,11 +212,11 @@ ROWS = (
     Row(22, "write outside /data", "return each(*[attempt(lambda: os.close(os.open(path, 66))) for path in\n"
         "  ('/x', '/usr/x', '/usr/lib/x', '/packages/x', '/etc/x', '/dev/x', '/run/x', '/driver.py')])", "EROFS|ENOENT EROFS"),
     Row(23, "/proc", READ.replace("PATHS", "('/proc', '/proc/1/environ', '/proc/self/mem', '/proc/self/exe', '/proc/kcore',\n"
-        "  '/proc/sysrq-trigger', '/proc/sys/kernel/core_pattern', '/proc/net/tcp', '/proc/self/mountinfo', '/sys')"), "ENOENT"),
+        "  '/proc/sysrq-trigger', '/proc/sys/kernel/core_pattern', '/proc/net/tcp', '/proc/self/mountinfo', '/sys')"), "ENOENT", not_browser=True),
     Row(23, "the host's load, disk and uptime", "young = time.clock_gettime(time.CLOCK_BOOTTIME) < 60\n"
         "young = young and time.monotonic() < 60\n"
         "return each(attempt(lambda: os.statvfs('/data')), attempt(lambda: os.statvfs('/')), attempt(lambda: os.fstatvfs(0)),\n"
-        "  system(99, 0), system(100, 0)) + f' {young}'", "EPERM True"),
+        "  system(99, 0), system(100, 0)) + f' {young}'", "EPERM True", browser="EFAULT EPERM True"),
     Row(24, "inherited descriptors", "import stat\nkinds = ''\nfor fd in range(1024):\n"
         "  try: kinds += stat.filemode(os.fstat(fd).st_mode)[0]\n  except OSError: pass\nreturn kinds", "cpps"),
     Row(25, "climb out", "return each(attempt(lambda: os.chroot('/data')), call('pivot_root', b'/', b'/data'),\n"
@@ -235,7 +249,7 @@ ROWS = (
     Row(36, "x32", "native(bytes.fromhex('b8270000400f05c3'))", word="crashed:SIGSYS"),
     Row(37, "machine code", "return native(bytes.fromhex('b82a000000c3'))", "42"),
     Row(38, "programs", "return each(attempt(lambda: subprocess.run(['/usr/bin/python3'])), attempt(lambda: os.execv(sys.executable, ['x'])),\n"
-        "  system(322, 0, 0, 0, 0, 0x1000), system(319, 0, 0)) + f' {os.system(\"true\")}'", "EPERM 32512"),
+        "  system(322, 0, 0, 0, 0, 0x1000), system(319, 0, 0)) + f' {os.system(\"true\")}'", "EPERM 32512", not_browser=True),
     Row(39, "rights", "return each(*[system(n, 0, 0, 0) for n in (105, 106, 113, 114, 116, 117, 119, 126, 135, 317, 155)],\n"
         "  *[system(157, n, 1, 0, 0, 0) for n in (4, 8, 22, 24, 28, 35, 38, 47)])", DENIED),
     Row(40, "the operator's terminal", "text = ctypes.create_string_buffer(b'x')\nhigh = 1 << 32\n"

@@ -1,8 +1,8 @@
 """Images: the interpreter and the packages that a function sees. Builds them, finds them again, and checks them.
 
-`python` ships; an operator makes his own from a file of requirements. An image is a directory with `image.json` and
-`site-packages`, readable by every user id: a sandbox runs under one of its own. The interpreter is always the
-system's. Does not start sandboxes.
+`python` and `browser` ship; an operator makes his own from a file of requirements. An image is a directory with
+`image.json` and `site-packages`, readable by every user id: a sandbox runs under one of its own. The interpreter is
+always the system's, and so is the Chromium of `browser`. Does not start sandboxes.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from bento_tor import resources
 from bento_tor.config import data_dir
 from bento_tor.errors import ConfigError, SandboxError
 from bento_tor.policy.manifest import package_name
+from bento_tor.sandbox import chromium
 
 # Never the interpreter that runs us: it may be under a private home, which cannot be shown to another user
 # id.
 SYSTEM_PYTHON = Path("/usr/bin/python3")
-SHIPPED = ("python",)
+SHIPPED = ("python", "browser")
+# Whose profile is not `python`.
+_PROFILES = {"browser": chromium.PROFILE}
 _FORMAT = 2
 _RECORD = ".dist-info"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
@@ -44,7 +47,8 @@ class Image:
     `profile`: which system calls its functions may make (seccomp.PROFILES).
 
     `recipe` (hex, SHA-256) changes with what it is made from, `digest` (likewise) with what it came to be: the
-    interpreter's version and every file of the packages."""
+    versions of the interpreter and of Chromium, and every file of the packages. `browser`: the version of Chromium, or
+    empty where there is none."""
 
     name: str
     path: Path
@@ -55,6 +59,12 @@ class Image:
     recipe: str
     profile: str = "python"
     digest: str = ""
+    browser: str = ""
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """What of the machine's it sees besides the interpreter, the libraries and the packages."""
+        return chromium.SHOWN if self.browser else ()
 
     @property
     def packages(self) -> Path:
@@ -73,16 +83,16 @@ def build(
     report: Callable[[str], None],
     *,
     maybe_requirements: Path | None = None,
-    profile: str = "python",
+    profile: str = "",
 ) -> Image:
     """Make image `name`, or find that it is up to date. `report` is told only of work that is done.
 
     maybe_requirements  for an image of the operator's own: a file of pip's, with every package named
-    profile             the system calls that its functions may make (seccomp.PROFILES)
+    profile             the system calls that its functions may make (seccomp.PROFILES); empty: what goes with the name
 
-    Raises ConfigError for an unknown name, SandboxError where the system's Python or pip cannot do it."""
+    Raises ConfigError for an unknown name, SandboxError where the system's Python, Chromium or pip cannot do it."""
     requirements = _read_requirements(name, maybe_requirements)
-    wanted = _describe(name, images_dir / name, requirements, profile)
+    wanted = _describe(name, images_dir / name, requirements, profile or _PROFILES.get(name, "python"))
     found = _maybe_load(images_dir / name)
     if found is not None and found.recipe == wanted.recipe:
         return found
@@ -100,10 +110,12 @@ def build(
 
 
 def load(images_dir: Path, name: str) -> Image:
-    """The image `name`. Raises SandboxError where it has not been built."""
+    """The image `name`. Raises SandboxError where it has not been built, or with another Chromium than is there now."""
     image = _maybe_load(images_dir / name)
     if image is None:
         raise SandboxError(f"there is no image {name!r} in {images_dir}", hint=_again(name))
+    if image.browser and (now := chromium.version()) != image.browser:
+        raise SandboxError(f"Chromium is {now} now, the image {name} was made with {image.browser}", hint=_again(name))
     return image
 
 
@@ -155,7 +167,8 @@ def _read_requirements(name: str, maybe_file: Path | None) -> str:
                 f"there is no image {name!r}",
                 hint=f"known images: {', '.join(SHIPPED)}; your own is made with --requirements FILE",
             )
-        return resources.read_text("sandbox", f"requirements-{name}.txt")
+        # Functions find the same packages in every image that ships.
+        return resources.read_text("sandbox", "requirements-python.txt")
     if name in SHIPPED:
         raise ConfigError(f"the image {name!r} ships with its packages", hint="give yours another name")
     try:
@@ -181,13 +194,17 @@ def _describe(name: str, path: Path, requirements: str, profile: str) -> Image:
         raise SandboxError(f"{SYSTEM_PYTHON} does not run: {answer.stderr.strip()[-200:]}")
     python, version, stdlib, multiarch = answer.stdout.split()
     libraries = "/usr/lib" if multiarch == "-" else f"/usr/lib/{multiarch}"
-    seed = "\0".join((str(_FORMAT), python, version, profile, requirements))
-    return Image(name, path, python, version, stdlib, libraries, hashlib.sha256(seed.encode()).hexdigest(), profile)
+    browser = chromium.version() if profile == chromium.PROFILE else ""
+    parts = (str(_FORMAT), python, version, profile, requirements)
+    seed = "\0".join((*parts, browser, chromium.FONTS_CONF) if browser else parts)
+    recipe = hashlib.sha256(seed.encode()).hexdigest()
+    return Image(name, path, python, version, stdlib, libraries, recipe, profile, browser=browser)
 
 
 def _digest(image: Image, packages: Path) -> str:
     """Of names and contents; compiled files follow from the others, and pip writes the time into its own records."""
-    total = hashlib.sha256(f"{_FORMAT} {image.version} {image.profile}\0".encode())
+    browser = f" {image.browser}" if image.browser else ""
+    total = hashlib.sha256(f"{_FORMAT} {image.version} {image.profile}{browser}\0".encode())
     for path in sorted(packages.rglob("*")):
         if path.suffix != ".pyc" and path.is_file():
             total.update(f"{path.relative_to(packages)}\0".encode())
@@ -221,6 +238,8 @@ def _fill(scratch: Path, image: Image, requirements: str) -> None:
     command += ["--no-deps", "--only-binary=:all:", f"--python-version={image.version}"]
     command += ["--target", str(packages), "--requirement", str(listed)]
     _run(command, f"pip cannot install the packages of the image {image.name}")
+    if image.browser:
+        (packages / chromium.FONTS_FILE).write_text(chromium.FONTS_CONF, encoding="utf-8")
     _run([image.python, "-I", "-m", "compileall", "-q", str(packages)], "the packages cannot be compiled")
     facts = {key: value for key, value in asdict(image).items() if key != "path"}
     facts["digest"] = _digest(image, packages)

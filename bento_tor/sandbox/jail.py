@@ -84,6 +84,7 @@ class Jail:
         if self._uids is not None:
             self._uids.open()
         self._cgroups.open()
+        self._refuse_browser()
 
     def close(self) -> None:
         """Give everything back. All cells have been collected by then."""
@@ -137,7 +138,7 @@ class Jail:
             if door is not None:
                 cell.when_gone(door.remove)
         cell.when_gone(partial(self._give_back, uid))
-        self._release(cell, plumbing, limits)
+        self._release(cell, plumbing, limits, own_proc=bool(self.images[image].browser))
         return cell
 
     def _spawn(
@@ -161,10 +162,12 @@ class Jail:
                 raise failure from why
             raise
 
-    def _release(self, cell: Cell, plumbing: Plumbing, limits: Limits) -> None:
+    def _release(self, cell: Cell, plumbing: Plumbing, limits: Limits, *, own_proc: bool) -> None:
         """Put the waiting process under its limits, then let it go on."""
         try:
             cell.join(self._cgroups.create(str(cell.pid), limits))
+            if own_proc:
+                cell.cut_down_proc(_START_TIMEOUT_S)
             if self._uids is None:
                 _limit_processes(cell.pid, limits)
             plumbing.release.write(b"\n")
@@ -207,6 +210,15 @@ class Jail:
             raise plumbing.failure() from why
         except OSError as why:
             raise SandboxError(f"bubblewrap cannot be started: {why}") from why
+
+    def _refuse_browser(self) -> None:
+        """Chromium reserves more address space than any limit of ours would leave it. Raises SandboxError."""
+        if "memory" not in self.effective and (names := [image.name for image in self.images if image.browser]):
+            self.close()
+            raise SandboxError(
+                f"the image {names[0]} needs a cgroup that limits memory, which this machine lets us not have",
+                hint="see docs/operator.md for cgroups, or leave the image out of the policy",
+            )
 
     def _find_stage(self) -> Stage:
         """What the outer step can do here. Without root it can make no device nodes: then locks are denied instead."""

@@ -67,16 +67,21 @@ class Told(msgspec.Struct, frozen=True):
 
 
 def probe(jail: Jail) -> tuple[Layer, ...]:
-    """Try them all, in three sandboxes of `jail`. Takes about two seconds. Raises SandboxError where none starts."""
-    layers: list[Layer] = []
-    with _running(jail, resources.read_text("sandbox", "probe.py").encode()) as cell:
+    """Try them all, in sandboxes of `jail`: three, and one for each profile besides. Takes about two seconds for each
+    profile. Raises SandboxError where none starts."""
+    # One image of each profile: nothing else of an image makes a difference.
+    places = {image.profile: place for place, image in reversed(list(enumerate(jail.images)))}
+    tried = [tuple(_probe(jail, place)) for place in sorted(places.values())]
+    worst = [min(same, key=lambda layer: layer.effective) for same in zip(*tried, strict=True)]
+    return (*worst, _try_memory(jail), _try_kill(jail))
+
+
+def _probe(jail: Jail, place: int) -> Iterator[Layer]:
+    with _running(jail, resources.read_text("sandbox", "probe.py").encode(), place=place) as cell:
         told = _ask(cell)
-        layers += _seen_outside(jail, cell)
-        layers += _told_inside(jail, told)
-        layers.append(_try_locks(told, jail))
-    layers.append(_try_memory(jail))
-    layers.append(_try_kill(jail))
-    return tuple(layers)
+        yield from _seen_outside(jail, cell)
+        yield from _told_inside(jail, told, browser=bool(jail.images[place].browser))
+        yield _try_locks(told, jail)
 
 
 def missing(layers: tuple[Layer, ...], claimed: frozenset[str] = frozenset()) -> list[Layer]:
@@ -85,8 +90,8 @@ def missing(layers: tuple[Layer, ...], claimed: frozenset[str] = frozenset()) ->
 
 
 @contextmanager
-def _running(jail: Jail, source: bytes, limits: Limits = _PROBE_LIMITS) -> Iterator[Cell]:
-    cell = jail.start(limits)
+def _running(jail: Jail, source: bytes, limits: Limits = _PROBE_LIMITS, place: int = 0) -> Iterator[Cell]:
+    cell = jail.start(limits, image=place)
     try:
         cell.control.sendall(frames.encode_code("f", "([], {})", source))
         yield cell
@@ -131,15 +136,18 @@ def _seen_outside(jail: Jail, cell: Cell) -> Iterator[Layer]:
     yield _layer("swap", jail.denies_swap, "its memory is not swapped out", "its memory may be swapped out")
 
 
-def _told_inside(jail: Jail, told: Told) -> Iterator[Layer]:
-    filtered = told.exec == told.unshare == "EPERM"
-    yield _layer("seccomp", filtered, "execve, unshare: EPERM", f"execve: {told.exec}, unshare: {told.unshare}")
+def _told_inside(jail: Jail, told: Told, *, browser: bool) -> Iterator[Layer]:
+    # What may start Chromium may start programs; there is no /usr/bin/python3.
+    filtered = told.unshare == "EPERM" and told.exec == ("ENOENT" if browser else "EPERM")
+    calls = "unshare: EPERM" if browser else "execve, unshare: EPERM"
+    yield _layer("seccomp", filtered, calls, f"execve: {told.exec}, unshare: {told.unshare}")
     yield _layer("read-only", told.write == "EROFS", "writing outside /data: EROFS", f"writing outside: {told.write}")
     size, inodes = told.data_bytes <= _PROBE_LIMITS.data_bytes, told.data_inodes <= _PROBE_LIMITS.data_inodes
     yield _layer("data-size", size, "full at its size", f"{told.data_bytes} bytes could be written")
     yield _layer("data-inodes", inodes, "full at its number", f"{told.data_inodes} files could be made")
     yield _layer("data-noexec", told.data_exec == "EPERM", "mapping code: EPERM", f"mapping code: {told.data_exec}")
-    yield _layer("no-proc", told.proc == "ENOENT", "no /proc, no /sys", f"/proc: {told.proc}")
+    hidden = told.proc == ("own" if browser else "ENOENT")
+    yield _layer("no-proc", hidden, "its own processes only" if browser else "no /proc, no /sys", f"seen: {told.proc}")
     unreachable = told.connect == "ENETUNREACH"
     yield _layer("network", unreachable, "connecting: ENETUNREACH", f"connecting: {told.connect}")
     few = told.processes <= _PROBE_LIMITS.pids

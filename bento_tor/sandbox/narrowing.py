@@ -31,7 +31,7 @@ def narrow_data(pid: int, before_bytes: int, size_bytes: int) -> None:
         try:
             if _size(directory) != _whole_pages(before_bytes):
                 raise SandboxError("what a sandbox has at /data is not what it was given")
-            _reconfigure(directory, _whole_pages(size_bytes))
+            reconfigure(directory, size=str(_whole_pages(size_bytes)))
             if (told := _size(directory)) != _whole_pages(size_bytes):
                 raise SandboxError(f"/data has {told} bytes, not {size_bytes}")
         finally:
@@ -40,10 +40,12 @@ def narrow_data(pid: int, before_bytes: int, size_bytes: int) -> None:
         raise SandboxError(f"/data cannot be made smaller: {why.strerror}") from why
 
 
-def _reconfigure(directory: int, size_bytes: int) -> None:
+def reconfigure(directory: int, **settings: str) -> None:
+    """Change settings of the file system that a directory is in. Raises OSError."""
     context = _call(_FSPICK, directory, b"", _FSPICK_CLOEXEC | _FSPICK_EMPTY_PATH)
     try:
-        _call(_FSCONFIG, context, _SET_STRING, b"size", str(size_bytes).encode(), 0)
+        for name, value in settings.items():
+            _call(_FSCONFIG, context, _SET_STRING, name.encode(), value.encode(), 0)
         _call(_FSCONFIG, context, _RECONFIGURE, None, None, 0)
     finally:
         os.close(context)

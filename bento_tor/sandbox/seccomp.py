@@ -14,7 +14,7 @@ from typing import Any
 
 from bento_tor.errors import SandboxError
 
-PROFILES = ("python",)
+PROFILES = ("python", "browser")
 
 _FILES = """
 read write readv writev pread64 pwrite64 preadv pwritev lseek open openat creat close close_range dup dup2 dup3
@@ -39,6 +39,9 @@ _EVENTS = """
 select pselect6 poll ppoll epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait eventfd eventfd2 signalfd
 signalfd4
 """
+# What Chromium needs besides, each found by trying without.
+_BROWSER = "execve sysinfo"
+_PRCTLS = (15, 16)
 _SOCKETS = "bind listen accept accept4 connect getsockname getpeername getsockopt recvfrom recvmsg recvmmsg shutdown"
 
 _LOW_32 = 0xFFFF_FFFF
@@ -77,6 +80,8 @@ def compile_profile(name: str, *, locks: bool) -> bytes:
     try:
         rules = _Rules(pyseccomp)
         rules.add_all(locks=locks)
+        if name == "browser":
+            rules.add_browser()
         return rules.export()
     except (OSError, ValueError) as why:
         raise SandboxError(f"libseccomp cannot compile the filter: {why}", hint="update libseccomp2") from why
@@ -97,6 +102,13 @@ class _Rules:
             self._allow(name)
         self._add_filtered(locks=locks)
         self._add_sockets()
+
+    def add_browser(self) -> None:
+        for name in _BROWSER.split():
+            self._allow(name)
+        self._allow("arch_prctl", (0, _LOW_32, 0x1002))
+        for option in _PRCTLS:
+            self._allow("prctl", (0, _LOW_32, option))
 
     def export(self) -> bytes:
         fd = os.memfd_create("seccomp")

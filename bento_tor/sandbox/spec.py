@@ -1,7 +1,7 @@
 """From what a session may have to bubblewrap's command line. Pure: nothing is opened, nothing is started.
 
-All a function can see is listed here. There is no /proc, no network but an empty namespace, and one directory
-that can be written, /data.
+All a function can see is listed here. There is no network but an empty namespace, one directory that can be written,
+/data, and no /proc, but for what an image needs of it (proc.py).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Spec:
 
     def _root(self) -> list[str]:
         image = self.image
-        shown = [image.python, image.stdlib, image.libraries]
+        shown = [image.python, image.stdlib, image.libraries, *image.programs]
         source = self.stage.source
         args = [part for path in shown for part in ("--ro-bind", source(path), path)]
         # Machines whose loader is not below /usr/lib have it in /usr/lib64.
@@ -106,6 +106,8 @@ class Spec:
             args += ["--ro-bind", self.maybe_door, DOOR]
         if self.maybe_gate is not None:
             args += ["--ro-bind", self.maybe_gate, GATE]
+        if image.browser:
+            args += _proc()
         # The outer step's tmpfs, the one place that can be written.
         args += ["--bind", f"{STAGE}/data", "/data"]
         return [*args, "--remount-ro", "/", "--chdir", "/data"]
@@ -117,6 +119,12 @@ class Spec:
     def _interpreter(self) -> list[str]:
         flags = ("-I", "-S", "-B", "-X", "utf8")
         return [self.image.python, *flags, DRIVER, str(self.fds.control), PACKAGES, str(self.fds.filter)]
+
+
+def _proc() -> list[str]:
+    """The session's own processes, and nothing of the kernel's (proc.py). Not the first one, bubblewrap: no filter
+    holds for it, so who could write its memory would be free of his."""
+    return ["--proc", "/proc", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1"]
 
 
 def _namespaces() -> list[str]:

@@ -1,4 +1,5 @@
-"""The trial: one trivial function in a real sandbox. A box whose trial fails must not serve."""
+"""The trial: one trivial function in a real sandbox, which starts what its image has. A box whose trial fails must not
+serve."""
 
 from __future__ import annotations
 
@@ -8,11 +9,17 @@ import time
 from bento_tor.errors import SandboxError
 from bento_tor.policy.limits import Limits
 from bento_tor.policy.outcome import Kind
-from bento_tor.sandbox import frames
+from bento_tor.sandbox import chromium, frames
 from bento_tor.sandbox.cell import Cell
 from bento_tor.sandbox.jail import Jail
 
 _SOURCE = b"def check():\n    return 'it works'\n"
+_BROWSER_SOURCE = f"""
+import subprocess
+def check():
+    subprocess.run(["{chromium.PROGRAM}", "--version"], check=True, timeout=20)
+    return 'it works'
+""".encode()
 _LOG_BYTES = 2000
 
 
@@ -26,7 +33,8 @@ def check(jail: Jail, timeout_s: float = 20.0) -> None:
 def _check(jail: Jail, place: int, timeout_s: float) -> None:
     cell = jail.start(Limits(), image=place)
     try:
-        seen = _call(cell, time.monotonic() + timeout_s)
+        source = _BROWSER_SOURCE if jail.images[place].browser else _SOURCE
+        seen = _call(cell, source, time.monotonic() + timeout_s)
     except OSError:
         seen = []
     finally:
@@ -39,8 +47,8 @@ def _check(jail: Jail, place: int, timeout_s: float) -> None:
     raise SandboxError(f"a function does not run in the sandbox: {text}", hint="see 'bento-tor image build'")
 
 
-def _call(cell: Cell, deadline: float) -> list[frames.Frame]:
-    cell.control.sendall(frames.encode_code("check", "([], {})", _SOURCE))
+def _call(cell: Cell, source: bytes, deadline: float) -> list[frames.Frame]:
+    cell.control.sendall(frames.encode_code("check", "([], {})", source))
     reader = frames.FrameReader()
     seen: list[frames.Frame] = []
     while not reader.done:

@@ -25,7 +25,7 @@ from bento_tor.errors import BentoError, SandboxError
 from bento_tor.policy.limits import MIB, Limits
 from bento_tor.policy.outcome import Outcome
 from bento_tor.protocol import messages as m
-from bento_tor.sandbox.hostile import CEILING, Row
+from bento_tor.sandbox.hostile import CEILING, MOST, Row
 from bento_tor.sandbox.images import Image
 from bento_tor.sandbox.jail import Jail
 from bento_tor.sandbox.keeper import Keeper
@@ -56,9 +56,9 @@ class Played:
     ends: tuple[str, ...]
     log: str
 
-    def problems(self, row: Row, *, root: bool, cgroups: bool) -> list[str]:
-        """How it differs from what the row expects on a host like that; empty: it does not."""
-        found = row.problems(self.word, self.said, self.answer, root=root, cgroups=cgroups)
+    def problems(self, row: Row, *, root: bool, cgroups: bool, browser: bool = False) -> list[str]:
+        """How it differs from what the row expects on a host and in an image like that; empty: it does not."""
+        found = row.problems(self.word, self.said, self.answer, root=root, cgroups=cgroups, browser=browser)
         if self.answered_s > ANSWER_S:
             found.append(f"a session beside it waited {self.answered_s:.1f} s")
         # The number of `exited` is the function's choice, and no word of the audit's.
@@ -186,7 +186,7 @@ def _become_keeper(image: Image, uids: range | None, sock: socket.socket, told_f
         with Jail(image, uids=uids) as jail, os.fdopen(told_fd, "wb") as pipe:
             pipe.write(msgspec.json.encode(_Told(os.getpid(), tuple(sorted(jail.effective)))))
             pipe.close()
-            Keeper(sock, jail, ceiling=CEILING, pool_size=0).run(os.eventfd(0))
+            Keeper(sock, jail, ceiling=MOST, pool_size=0).run(os.eventfd(0))
         status = 0
     except BentoError as error:
         os.write(told_fd, msgspec.json.encode(_Told(os.getpid(), failure=error.message, hint=error.hint)))

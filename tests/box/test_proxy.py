@@ -67,7 +67,7 @@ def outside(tor_network: Network, running_box, tmp_path_factory) -> Iterator[Out
     with fixtures().make_world() as world:
         config = CONFIG.format(relay=tor_network.exits[0].control)
         options = ["--publish", "--control", str(tor_network.client.control)]
-        box = running_box(tmp_path_factory.mktemp("proxy") / "s", *options, config=config, prefix=world.enter())
+        box = running_box(tmp_path_factory.mktemp("proxy") / "s", *options, config=config, within=world.enter)
         try:
             check_reachable(tor_network.client.socks, box.told["address"], 80, timeout_s=60)
             yield Outside(box, box.told["address"], tor_network)

@@ -33,14 +33,16 @@ RUNNER = load_runner()
 
 
 @contextmanager
-def open_jail() -> Iterator[Jail]:
-    image = images.build("python", images.default_dir(), lambda text: None)
+def open_jail(name: str = "python") -> Iterator[Jail]:
+    image = images.build(name, images.default_dir(), lambda text: None)
     with tempfile.TemporaryDirectory(prefix="bento-d-") as doors, Jail(image, doors=Path(doors)) as jail:
         yield jail
         assert not list(Path(doors).iterdir())
 
 
-def run_inside(jail: Jail, broker, source: str, *, egress="exit", hosts=(), caps=None, limits=None):
+def run_inside(
+    jail: Jail, broker, source: str, call="f", arguments="([], {})", *, egress="exit", hosts=(), caps=None, limits=None
+):
     """As the keeper and the box do it: start, hand over the door, grant, send what makes connections leave, and the
     code."""
     cell = jail.start(limits or Limits(wall_s=60))
@@ -50,7 +52,7 @@ def run_inside(jail: Jail, broker, source: str, *, egress="exit", hosts=(), caps
         broker.keeper.offer(number, cell.maybe_door)
         cell.maybe_door.close()
         broker.grant(Grant(number, egress, hosts, caps or Caps()))
-        sent = frames.encode_egress(INSIDE) + frames.encode_code("f", "([], {})", source.encode())
+        sent = frames.encode_egress(INSIDE) + frames.encode_code(call, arguments, source.encode())
         talk = RUNNER.converse(cell.control, cell.log.fileno(), sent)
         seen = cell.wait(10)
     finally:
