@@ -21,6 +21,7 @@ CODE_HEADER = struct.Struct("!HI")
 CODE, INPUT, HOST_REPLY, HOST_REFUSED = 0x01, 0x02, 0x03, 0x04
 EGRESS, KEEPING, STORE_REPLY, STORE_REFUSED, STORE_BYTES = 0x06, 0x07, 0x08, 0x09, 0x0A
 TOR_GATE, TOR_REPLY, TOR_REFUSED = 0x0B, 0x0C, 0x0D
+FAR_BOX = 0x0E
 # driver -> box
 READY, MESSAGE, PADDING, HOST, RETURNED, RAISED, EXITED = 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x87
 STORE, STORE_DATA = 0x88, 0x89
@@ -278,6 +279,11 @@ def encode_store_bytes(data: bytes) -> bytes:
 def encode_tor_gate(source: bytes) -> bytes:
     """Before the code, where the function may use Tor routines: the text of api.tor."""
     return _encode(TOR_GATE, source)
+
+
+def encode_far_box(source: bytes) -> bytes:
+    """Before the code, where the function may use other boxes: the text of api.box."""
+    return _encode(FAR_BOX, source)
 
 
 def encode_tor_reply(facts: bytes) -> bytes:

@@ -54,6 +54,7 @@ class Box:
         operator: socket.socket,
         maybe_line: socket.socket | None,
         maybe_gate: socket.socket | None,
+        maybe_courier: socket.socket | None,
         *,
         database: Path,
         facts: Facts,
@@ -67,6 +68,7 @@ class Box:
         self._operator = operator
         self._maybe_line = maybe_line
         self._maybe_gate = maybe_gate
+        self._maybe_courier = maybe_courier
         self._keeper = keeper
         self._database = database
         self._facts = facts
@@ -96,6 +98,7 @@ class Box:
         # An ended session waits in memory for its reader.
         way_out = BoxLine(self._maybe_line, self._hear_broker) if self._maybe_line is not None else None
         gate = GateLine(self._maybe_gate) if self._maybe_gate is not None else None
+        courier = BoxLine(self._maybe_courier) if self._maybe_courier is not None else None
         spool = Spool(self._database.parent, self._spool_bytes)
         sessions = Sessions(
             link,
@@ -103,6 +106,7 @@ class Box:
             kept_s=policy.output_hours * _HOUR_S,
             maybe_way_out=way_out,
             maybe_gate=gate,
+            maybe_courier=courier,
             spool=spool,
             maybe_audit=self._audit,
         )
@@ -131,6 +135,8 @@ class Box:
             way_out.open()
         if gate is not None:
             gate.open()
+        if courier is not None:
+            courier.open()
         sweeping = asyncio.create_task(_sweep_hourly(desk))
         async with AsyncExitStack() as doors:
             for server in servers:
@@ -154,6 +160,8 @@ class Box:
             way_out.close()
         if gate is not None:
             gate.close()
+        if courier is not None:
+            courier.close()
         # A second SIGTERM (systemd and timeout signal the whole group) must not meet a loop that is closing.
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -38,6 +38,7 @@ _SESSION_COST_BYTES = 16 * 1024
 _EGRESS_TEXT = read_text("egress", "inside.py").encode()
 _KEEPING_TEXT = read_text("sandbox", "keeping.py").encode()
 _TOR_TEXT = read_text("sandbox", "torgate.py").encode()
+_FAR_TEXT = read_text("sandbox", "farbox.py").encode()
 
 HostStats = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -52,6 +53,7 @@ class Call:
     egress: Literal["none", "exit", "tor"] = "none"
     hosts: tuple[str, ...] = ()
     tor: tuple[str, ...] = ()
+    box: bool = False
 
 
 class Session:
@@ -220,6 +222,8 @@ class Session:
                 await loop.sock_sendall(control, frames.encode_keeping(_KEEPING_TEXT))
             if self.maybe_gating is not None:
                 await loop.sock_sendall(control, frames.encode_tor_gate(_TOR_TEXT))
+            if call.box:
+                await loop.sock_sendall(control, frames.encode_far_box(_FAR_TEXT))
             if call.egress != "none":
                 await loop.sock_sendall(control, frames.encode_egress(_EGRESS_TEXT))
             await loop.sock_sendall(control, frames.encode_code(call.name, call.arguments, call.source))

@@ -61,7 +61,7 @@ ENDS = [
     ("is no function", "f = 3", "raised", "defines no 'f'"),
     ("sends what is no bytes", "def f(): api.send(3)", "raised", "TypeError: api.send takes str or bytes, not int"),
     ("asks for too much padding", "def f(): api.pad(-1)", "raised", "ValueError: api.pad"),
-    ("uses what is not there yet", "def f(): api.box", "raised", "this box does not offer it yet"),
+    ("needs a third", "def f(): api.box", "raised", "needs the key 'box'"),
     ("needs a manifest key", "def f(): api.tor", "raised", "the key 'tor'"),
     ("needs another one", "def f(): api.store", "raised", "the key 'store'"),
     ("misspells", "def f(): api.sned(1)", "raised", "api has no 'sned'"),
