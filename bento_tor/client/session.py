@@ -117,6 +117,11 @@ class Session:
         if maybe_begun is not None and maybe_begun.first is not None:
             self._unacknowledged.add(maybe_begun.first, end=True, eof=False)
 
+    @property
+    def timeout_s(self) -> float:
+        """How long each answer of the box is waited for."""
+        return self._line.timeout_s
+
     def __enter__(self) -> Session:
         return self
 

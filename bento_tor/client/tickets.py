@@ -12,6 +12,8 @@ from bento_tor.errors import ConfigError
 from bento_tor.protocol.messages import TOKEN_BYTES
 
 Role = Literal["invocation", "session", "shutdown"]
+DROPBOX = "dropbox"
+_DROP_HINT = "it looks like bento1:<box>:dropbox:<token and secret>"
 
 
 class Ticket(msgspec.Struct, frozen=True):
@@ -22,11 +24,33 @@ class Ticket(msgspec.Struct, frozen=True):
     token: bytes
 
     def __str__(self) -> str:
-        token = base64.urlsafe_b64encode(self.token).decode().rstrip("=")
-        return f"bento1:{self.box}:{self.role}:{token}"
+        return f"bento1:{self.box}:{self.role}:{_encode(self.token)}"
 
     def __repr__(self) -> str:
         return f"Ticket({self.box}, {self.role}, ...)"  # a token never reaches a log
+
+
+class DropTicket(msgspec.Struct, frozen=True):
+    """What opens a drop box: its place, its invocation token, and the secret that its file is sealed under, which no box
+    ever hears."""
+
+    box: str
+    token: bytes
+    secret: bytes
+
+    def __str__(self) -> str:
+        return f"bento1:{self.box}:{DROPBOX}:{_encode(self.token + self.secret)}"
+
+    def __repr__(self) -> str:
+        return f"DropTicket({self.box}, ...)"
+
+
+def parse_drop(text: str) -> DropTicket:
+    """Raises ConfigError where the text is no drop box's ticket."""
+    box, word, secret = _split(text, hint=_DROP_HINT)
+    if word != DROPBOX or len(secret) != 2 * TOKEN_BYTES:
+        raise ConfigError("this is not the ticket of a drop box, or it is damaged", hint=_DROP_HINT)
+    return DropTicket(box, secret[:TOKEN_BYTES], secret[TOKEN_BYTES:])
 
 
 def parse(text: str, *, maybe_box: str | None = None, role: Role = "session") -> Ticket:
@@ -37,15 +61,25 @@ def parse(text: str, *, maybe_box: str | None = None, role: Role = "session") ->
     text = text.strip()
     if maybe_box is not None and ":" not in text:
         text = f"bento1:{maybe_box}:{role}:{text}"
-    parts = text.split(":")
-    if len(parts) < 4 or parts[0] != "bento1":
-        raise ConfigError("this is not a ticket", hint=f"{hint}; a token alone needs its --box")
-    box, word, encoded = ":".join(parts[1:-2]), parts[-2], parts[-1]
-    try:
-        token = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError) as why:
-        raise ConfigError("the token in this ticket is damaged", hint=hint) from why
+    box, word, token = _split(text, hint=f"{hint}; a token alone needs its --box")
     for known in get_args(Role):
         if word == known and len(token) == TOKEN_BYTES:
             return Ticket(box, known, token)
     raise ConfigError("the role or the token in this ticket is damaged", hint=hint)
+
+
+def _split(text: str, *, hint: str) -> tuple[str, str, bytes]:
+    """The box, the word, and the secret bytes."""
+    parts = text.strip().split(":")
+    if len(parts) < 4 or parts[0] != "bento1":
+        raise ConfigError("this is not a ticket", hint=hint)
+    encoded = parts[-1]
+    try:
+        secret = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError) as why:
+        raise ConfigError("the token in this ticket is damaged", hint=hint) from why
+    return ":".join(parts[1:-2]), parts[-2], secret
+
+
+def _encode(secret: bytes) -> str:
+    return base64.urlsafe_b64encode(secret).decode().rstrip("=")

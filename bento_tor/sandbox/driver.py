@@ -27,8 +27,8 @@ length (big-endian), and a body.
                    0x82 MESSAGE       1 byte flags (1: end of this message), then up to 64 KiB of data
                    0x83 PADDING       8 bytes: how many bytes of padding to send
                    0x84 HOST          what may I know about the host?
-                   0x88 STORE         1 byte verb (get, put, delete, list), 8 bytes expected version (-1: any), 8
-                                      bytes length, the name of a blob
+                   0x88 STORE         1 byte verb (get, put, delete, list, expire), 8 bytes expected version (-1:
+                                      any), 8 bytes length (expire: seconds), the name of a blob
                    0x89 STORE_DATA    up to 64 KiB of the blob that a put announced and the box agreed to
                    0x8A TOR           1 byte verb (connect, new_circuit, circuits, close_circuit, publish, network,
                                       withdraw), 2 bytes port, 8 bytes number of a circuit, service or relay, a host

@@ -42,6 +42,7 @@ _MORE_FILES = 4096
 # tor does not wait where as many as this have come and not been let in.
 _BACKLOG = 1024
 _HOUR_S = 3600.0
+_RETRY_S = 60.0
 
 
 class Box:
@@ -137,7 +138,7 @@ class Box:
             gate.open()
         if courier is not None:
             courier.open()
-        sweeping = asyncio.create_task(_sweep_hourly(desk))
+        sweeping = asyncio.gather(_sweep_hourly(desk), _sweep_ended(desk))
         async with AsyncExitStack() as doors:
             for server in servers:
                 await doors.enter_async_context(server)
@@ -148,6 +149,7 @@ class Box:
             verbs.close()
             scrape.close()
             await orders.close()
+            sweeping.cancel()
             await desk.stop()
             for task in (told, gone, sweeping, *self._visits):
                 task.cancel()
@@ -199,3 +201,12 @@ async def _sweep_hourly(desk: Desk) -> None:
         except Exception:
             # A full disk, say: it may be better in an hour.
             log.exception("the sweep of what is old failed")
+
+
+async def _sweep_ended(desk: Desk) -> None:
+    while True:
+        try:
+            await desk.sweep_ended()
+        except Exception:
+            log.exception("functions whose time is over cannot be erased")
+            await asyncio.sleep(_RETRY_S)

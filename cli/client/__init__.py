@@ -11,6 +11,7 @@ COMMANDS = {
     "attach": "come back to a session: its output, and your input",
     "close": "end a session",
     "detach": "let go of a session, wherever it is attached",
+    "dropbox": "leave a file at a box, sealed, and collect it: put, get, erase",
     "exec": "start a stored function, and leave it running",
     "keys": "what your keyring holds: list, rename, forget, export, import",
     "logs": "what a session's function printed",
