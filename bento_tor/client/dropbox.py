@@ -16,7 +16,16 @@ from typing import Annotated, Protocol
 import msgspec
 
 from bento_tor.client.box import Box
-from bento_tor.client.sealing import SALT_BYTES, SEALED_CHUNK_BYTES, NotWhatWasPut, Opener, derive, plain_bytes
+from bento_tor.client.sealing import (
+    SALT_BYTES,
+    SEALED_CHUNK_BYTES,
+    WRAPPED_BYTES,
+    NotWhatWasPut,
+    Opener,
+    derive,
+    plain_bytes,
+    unwrap,
+)
 from bento_tor.client.session import Session
 from bento_tor.client.source import Call, load, make_call
 from bento_tor.client.tickets import DropTicket
@@ -76,7 +85,7 @@ class Reply(msgspec.Struct, frozen=True):
     have: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] = 0
     size: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] = 0
     tail: Annotated[int, msgspec.Meta(ge=0, le=SEALED_CHUNK_BYTES)] = 0
-    header: Annotated[str, msgspec.Meta(pattern=f"^([0-9a-f]{{{2 * SALT_BYTES}}})?$")] = ""
+    header: Annotated[str, msgspec.Meta(max_length=2 * (SALT_BYTES + WRAPPED_BYTES), pattern="^([0-9a-f]{2})*$")] = ""
     left: int | None = None
 
 
@@ -86,13 +95,11 @@ def shutdown_token(ticket: DropTicket) -> bytes:
     return derive(ticket.secret, "drop box shutdown")
 
 
-def put(
-    box: Box, ticket: DropTicket, sealed: Sealed, limits: Limits, *, moved: Moved = lambda count: None
-) -> None:
+def put(box: Box, ticket: DropTicket, sealed: Sealed, limits: Limits, *, moved: Moved = lambda count: None) -> None:
     """Make the drop box and fill it; or go on with that, where the same was begun before. `moved` hears how many bytes
     more are there."""
     policy = box.policy()
-    _check_fits(policy, sealed, limits)
+    _check_room(policy, sealed.size, limits)
     part = part_bytes(policy, sealed.size)
     with _telling(ticket.box):
         box.upload(load("dropbox"), invocation=ticket.token, shutdown=shutdown_token(ticket))
@@ -106,6 +113,19 @@ def put(
             done, tries = max(done, have), 0 if have > done else tries + 1
             if tries == _TRIES:
                 raise _failed(session)
+
+
+def prepare(box: Box, ticket: DropTicket, limits: Limits, *, max_bytes: int) -> None:
+    """Make a drop box that somebody else fills, who has its invocation token: he cannot choose its limits."""
+    policy = box.policy()
+    _check_room(policy, max_bytes, limits)
+    with _telling(ticket.box):
+        box.upload(load("dropbox"), invocation=ticket.token, shutdown=shutdown_token(ticket))
+        call = make_call("limit", limits.expires_s, limits.max_gets, max_bytes)
+        with _session(box.start(ticket.token, call)) as session:
+            if _maybe_reply(session) is None:
+                raise _failed(session)
+            session.wait()
 
 
 def part_bytes(policy: Policy, size: int) -> int:
@@ -130,6 +150,7 @@ class Getting:
         self.name = name or secrets.token_hex(16)
         self.size = 0
         self.header = b""
+        self.secret = b"" if ticket.to_key else ticket.secret  # that the file is sealed under
         self._box = box
         self._ticket = ticket
         self._sink = sink
@@ -182,7 +203,7 @@ class Getting:
         wanted = self.size - self._tail - start
         if wanted < 0:
             raise NotWhatWasPut("it is shorter than what came before")
-        self._opener = Opener(self._ticket.secret, self.header, first=self._sink.chunks)
+        self._opener = Opener(self.secret, self.header[:SALT_BYTES], first=self._sink.chunks)
         for data in _bytes(session, wanted):
             wanted -= len(data)
             self._take(self._opener.feed(data))
@@ -202,11 +223,15 @@ class Getting:
         """What it says it holds; the same each time."""
         header = bytes.fromhex(reply.header)
         plain_bytes(reply.size)
-        if len(header) != SALT_BYTES or reply.tail != min(reply.size, SEALED_CHUNK_BYTES):
+        if len(header) != SALT_BYTES + WRAPPED_BYTES * self._ticket.to_key or reply.tail != min(
+            reply.size, SEALED_CHUNK_BYTES
+        ):
             raise NotWhatWasPut("this is no file that was sealed here")
         if self.size and (self.size, self.header) != (reply.size, header):
             raise NotWhatWasPut("it is not what it was before")
         self.size, self.header, self._tail = reply.size, header, reply.tail
+        if self._ticket.to_key:
+            self.secret = unwrap(self._ticket.secret, header[:SALT_BYTES], header[SALT_BYTES:])
 
 
 def _fill(session: Session, sealed: Sealed, moved: Moved) -> int:
@@ -239,12 +264,12 @@ def _after(moved: Moved, done: int) -> Moved:
     return tell
 
 
-def _check_fits(policy: Policy, sealed: Sealed, limits: Limits) -> None:
-    needed = sealed.size + _STATE_BYTES
+def _check_room(policy: Policy, size: int, limits: Limits) -> None:
+    needed = size + _STATE_BYTES
     if needed > policy.store_bytes:
         what = f"{policy.store_bytes} bytes of one function" if policy.store_bytes else "no data of functions"
-        raise Refused(f"this box keeps {what}; the sealed file has {sealed.size}", hint="another box may keep more")
-    if part_bytes(policy, sealed.size) > _MOST_PART_BYTES:
+        raise Refused(f"this box keeps {what}; the sealed file has {size}", hint="another box may keep more")
+    if part_bytes(policy, size) > _MOST_PART_BYTES:
         most = (policy.store_blobs - _OTHER_BLOBS) * _MOST_PART_BYTES
         raise Refused(f"this box keeps {policy.store_blobs} blobs of one function, room for {most} bytes here")
     if limits.expires_s > policy.function_days * 86400:

@@ -12,8 +12,10 @@ import hmac
 from collections.abc import Iterator
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from bento_tor.errors import RemoteProtocolError
@@ -25,6 +27,10 @@ SECRET_BYTES = 32
 SALT_BYTES = 32
 _SALT_WORD = b"bento-tor drop box salt 1"
 _KEY_WORD = b"bento-tor drop box key 1"
+# To a key: HPKE (RFC 9180) carries the secret, behind the salt. functions/browse_to_dropbox.py is the other side.
+WRAPPED_BYTES = 32 + SECRET_BYTES + TAG_BYTES
+_WRAP_WORD = b"bento-tor drop box to a key 1"
+_SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
 
 class NotWhatWasPut(RemoteProtocolError):
@@ -42,6 +48,22 @@ def salt_for(secret: bytes, digest: bytes) -> bytes:
 def derive(secret: bytes, word: str) -> bytes:
     """A secret of its own for each word."""
     return HKDF(SHA256(), SECRET_BYTES, salt=None, info=b"bento-tor " + word.encode()).derive(secret)
+
+
+def public_key(private: bytes) -> bytes:
+    """The public half of an X25519 key: what a function seals to."""
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def unwrap(private: bytes, salt: bytes, wrapped: bytes) -> bytes:
+    """The secret that was sealed to that key. Raises NotWhatWasPut."""
+    try:
+        secret = _SUITE.decrypt(wrapped, X25519PrivateKey.from_private_bytes(private), info=_WRAP_WORD + salt)
+    except (InvalidTag, ValueError) as why:
+        raise NotWhatWasPut("what is there was not sealed to this ticket's key") from why
+    if len(secret) != SECRET_BYTES:
+        raise NotWhatWasPut("what was sealed to this ticket's key is no secret")
+    return secret
 
 
 def sealed_bytes(plain_bytes: int) -> int:

@@ -12,7 +12,9 @@ from bento_tor.errors import ConfigError
 from bento_tor.protocol.messages import TOKEN_BYTES
 
 Role = Literal["invocation", "session", "shutdown"]
-DROPBOX = "dropbox"
+# Of a drop box whose file is sealed under the secret; and of one that somebody else fills, for the key whose private half
+# the secret is.
+DROPBOX, DROPBOX_KEY = "dropbox", "dropbox-key"
 _DROP_HINT = "it looks like bento1:<box>:dropbox:<token and secret>"
 
 
@@ -32,14 +34,16 @@ class Ticket(msgspec.Struct, frozen=True):
 
 class DropTicket(msgspec.Struct, frozen=True):
     """What opens a drop box: its place, its invocation token, and the secret that its file is sealed under, which no box
-    ever hears."""
+    ever hears. `to_key`: it is an X25519 private key, to whose public half another function seals (`sealing.unwrap`)."""
 
     box: str
     token: bytes
     secret: bytes
+    to_key: bool = False
 
     def __str__(self) -> str:
-        return f"bento1:{self.box}:{DROPBOX}:{_encode(self.token + self.secret)}"
+        word = DROPBOX_KEY if self.to_key else DROPBOX
+        return f"bento1:{self.box}:{word}:{_encode(self.token + self.secret)}"
 
     def __repr__(self) -> str:
         return f"DropTicket({self.box}, ...)"
@@ -48,9 +52,9 @@ class DropTicket(msgspec.Struct, frozen=True):
 def parse_drop(text: str) -> DropTicket:
     """Raises ConfigError where the text is no drop box's ticket."""
     box, word, secret = _split(text, hint=_DROP_HINT)
-    if word != DROPBOX or len(secret) != 2 * TOKEN_BYTES:
+    if word not in (DROPBOX, DROPBOX_KEY) or len(secret) != 2 * TOKEN_BYTES:
         raise ConfigError("this is not the ticket of a drop box, or it is damaged", hint=_DROP_HINT)
-    return DropTicket(box, secret[:TOKEN_BYTES], secret[TOKEN_BYTES:])
+    return DropTicket(box, secret[:TOKEN_BYTES], secret[TOKEN_BYTES:], to_key=word == DROPBOX_KEY)
 
 
 def parse(text: str, *, maybe_box: str | None = None, role: Role = "session") -> Ticket:

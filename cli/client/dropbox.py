@@ -15,11 +15,12 @@ import click
 from bento_tor.cli import ui
 from bento_tor.cli.client.reach import Reach, box_option, no_keyring_option, pass_reach, read_ticket
 from bento_tor.cli.options import json_option
-from bento_tor.client import dropbox
+from bento_tor.client import dropbox, left_page
 from bento_tor.client.dropbox import Getting, Limits
 from bento_tor.client.files import PartFile, SealedFile
+from bento_tor.client.sealing import SALT_BYTES
 from bento_tor.client.tickets import DropTicket, parse_drop
-from bento_tor.errors import BentoError, ConfigError
+from bento_tor.errors import BentoError, ConfigError, FunctionFailed
 
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400}
 
@@ -115,25 +116,59 @@ def get(ticket: str, output: Path, as_json: bool, reach: Reach) -> None:
     """Collect the file of TICKET (@FILE, or - for standard input).
 
     What is stopped goes on when the same command is given again, and is one get."""
-    opened = parse_drop(read_ticket(ticket))
-    part = PartFile(output, str(opened), secrets.token_hex(16))
+    left = collect(reach, parse_drop(read_ticket(ticket)), output)
+    if as_json:
+        ui.result_json({"file": str(output), "bytes": output.stat().st_size, "gets_left": left})
+        return
+    ui.result(f"{ui.escape(str(output))}: {output.stat().st_size} bytes; {words_of(left)}")
+
+
+def collect(reach: Reach, ticket: DropTicket, output: Path) -> int | None:
+    """Get the file into `output`; how many more gets there may be."""
+    part = PartFile(output, str(ticket), secrets.token_hex(16))
     try:
-        with ui.progress(f"connecting to {opened.box}"):
-            box = reach.box(opened.box, remember=False).__enter__()
+        with ui.progress(f"connecting to {ticket.box}"):
+            box = reach.box(ticket.box, remember=False).__enter__()
         with box, ui.meters(show=True) as meter:
-            getting = Getting(box, opened, part, name=part.name, moved=meter(output.name, None).add)
+            getting = Getting(box, ticket, part, name=part.name, moved=meter(output.name, None).add)
             getting.body()
             left = getting.last()
-            part.finish(opened.secret, getting.header)
+            part.finish(getting.secret, getting.header[:SALT_BYTES])
             if left == 0:
                 getting.done()
     finally:
         part.close()
+    return left
+
+
+def words_of(left: int | None) -> str:
+    """Gets that are left, for people."""
+    return "any number of gets are left" if left is None else f"{left} gets are left" if left else "it is erased there"
+
+
+@command.command()
+@click.argument("ticket")
+@click.option(
+    "-o", "--output", metavar="FILE", required=True, type=click.Path(path_type=Path), help="Write it into FILE."
+)
+@json_option
+@pass_reach
+def page(ticket: str, output: Path, as_json: bool, reach: Reach) -> None:
+    """Collect the page of TICKET (@FILE, or - for standard input) that 'client browse-to-dropbox' had left.
+
+    FILE is the page as the box that fetched it gave it: nothing of it is opened here."""
+    left = collect(reach, parse_drop(read_ticket(ticket)), output)
+    head, body = left_page.split(output.read_bytes())
+    if head.error:
+        output.unlink()
+        raise FunctionFailed(f"{ui.escape(head.url)} was not fetched: {ui.escape(head.error)}")
+    output.write_bytes(body)
     if as_json:
-        ui.result_json({"file": str(output), "bytes": output.stat().st_size, "gets_left": left})
+        facts = {"url": head.url, "status": head.status, "type": head.type}
+        ui.result_json({"file": str(output), "bytes": len(body), **facts, "gets_left": left})
         return
-    more = "any number of gets are left" if left is None else f"{left} gets are left" if left else "it is erased there"
-    ui.result(f"{ui.escape(str(output))}: {output.stat().st_size} bytes; {more}")
+    ui.result(f"{ui.escape(head.url)}: {head.status} {ui.escape(head.type)}")
+    ui.result(f"{ui.escape(str(output))}: {len(body)} bytes; {words_of(left)}")
 
 
 @command.command()
@@ -164,7 +199,9 @@ def keeping_ticket(ticket: str, output: Path | None, *, resumed: bool) -> Iterat
         yield
     except (KeyboardInterrupt, BentoError):
         if output is not None or resumed:
-            ui.say(f"what is there stays until its time is over; --resume {f'@{output}' if output else '@FILE'} goes on")
+            ui.say(
+                f"what is there stays until its time is over; --resume {f'@{output}' if output else '@FILE'} goes on"
+            )
         else:
             ui.say(f"what is there stays until its time is over; --resume - with this ticket goes on:\n  {ticket}")
         raise
