@@ -17,7 +17,8 @@ from bento_tor.client.source import Call
 from bento_tor.client.transport import SocketStream
 from bento_tor.courier.errand import Dial
 from bento_tor.egress.socks5 import Reply
-from bento_tor.errors import ConnectError, Refused
+from bento_tor.errors import Refused
+from bento_tor.protocol import messages as m
 
 # Half of it is how long silence lasts before the box there is asked whether it lives.
 _TIMEOUT_S = 60.0
@@ -64,14 +65,12 @@ class _Dialled:
         found = self._dial()
         if isinstance(found, socket.socket):
             return SocketStream(found, timeout_s=_TIMEOUT_S)
-        raise _LIMITS[found] if found in _LIMITS else _explained(self._address, found)
-
-
-def _explained(address: BoxAddress, code: int) -> ConnectError:
-    return explain(address, code)
+        if found in _LIMITS:
+            raise Refused(_LIMITS[found], code=m.Code.FULL)
+        raise explain(self._address, found)
 
 
 _LIMITS = {
-    int(Reply.BYTES): Refused("the function has sent and received all that it may to and from other boxes"),
-    int(Reply.CONNECTIONS): Refused("the function has made all the connections to other boxes that it may"),
+    int(Reply.BYTES): "the function has sent and received all that it may to and from other boxes",
+    int(Reply.CONNECTIONS): "the function has made all the connections to other boxes that it may",
 }

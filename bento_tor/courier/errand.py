@@ -97,7 +97,7 @@ class Errand:
             with reach(address, dial) as there:
                 self._serve(there, order)
         except Refused as why:
-            self._conn.sendall(words.refusal("refused", why.message))
+            self._conn.sendall(words.refusal("full" if why.code == "full" else "refused", why.message))
         except ProtocolError as why:
             self._conn.sendall(words.refusal("misused", why.message))
         except BentoError as why:

@@ -57,6 +57,7 @@ def _confine(filter_: bytes, courier: int) -> None:
     os.close(nowhere)
     os.nice(_NICE)
     threading.stack_size(_STACK_BYTES)
+    threading.excepthook = lambda args: os._exit(1)  # no memory, say: the other threads would wait for it for ever
     data = _data_bytes() + _MORE_DATA_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (data, data))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES, _FILES))

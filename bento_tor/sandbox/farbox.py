@@ -42,10 +42,12 @@ class Box:
 
     Tokens are 32 bytes, or tickets (`bento1:<box>:<role>:<token>`) as users pass them on. Everything raises
     PermissionError where either box refuses, OSError (EDQUOT) where it is too much, ConnectionError where the other box
-    is not there, or breaks the protocol."""
+    is not there, or breaks the protocol, and TimeoutError where nothing comes for `timeout_s`: then the session is to
+    be left."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, timeout_s: float | None = None) -> None:
         self.address = address
+        self._timeout_s = timeout_s
         self._sessions: list[Session] = []
 
     def __enter__(self) -> Box:
@@ -66,7 +68,7 @@ class Box:
 
     def shutdown(self, token: str | bytes) -> None:
         """Erase the function of that shutdown token."""
-        with _Line(self.address) as line:
+        with _Line(self.address, self._timeout_s) as line:
             line.say(SHUTDOWN, self._token(token, "shutdown"))
             line.hear(DONE)
 
@@ -76,7 +78,7 @@ class Box:
             session.close()
 
     def _open(self, kind: int, body: bytes) -> Session:
-        line = _Line(self.address)
+        line = _Line(self.address, self._timeout_s)
         try:
             line.say(kind, body)
             session = Session(line, self.address, line.hear(STARTED))
@@ -174,9 +176,10 @@ class Session:
 class _Line:
     """One connection to the courier."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, timeout_s: float | None) -> None:
         self._sending = threading.Lock()
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.settimeout(timeout_s)
         place = _named(address).encode()
         try:
             self._sock.connect(DOOR)

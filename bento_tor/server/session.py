@@ -45,7 +45,7 @@ HostStats = Callable[[], Awaitable[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Call:
-    """What a session runs."""
+    """What a session runs. `box`: it uses other boxes, unless it was started by a function of one (`onward`)."""
 
     name: str
     arguments: str
@@ -54,6 +54,7 @@ class Call:
     hosts: tuple[str, ...] = ()
     tor: tuple[str, ...] = ()
     box: bool = False
+    onward: bool = False
 
 
 class Session:

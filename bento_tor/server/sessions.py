@@ -105,7 +105,9 @@ class Sessions:
             self._maybe_gate.allow(cell.number, call.tor, call.hosts)
             session.maybe_gating = Gating(self._maybe_gate, cell.number) if call.tor else None
         if self._maybe_courier is not None:
-            self._maybe_courier.grant(Grant(cell.number, "tor" if call.box else "none", call.hosts))
+            # Who was started by a function goes no further: else two functions could keep each other alive for ever.
+            goes = call.box and not call.onward
+            self._maybe_courier.grant(Grant(cell.number, "tor" if goes else "none", call.hosts))
         task = asyncio.create_task(self._run(session, cell, call, note_end))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

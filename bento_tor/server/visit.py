@@ -195,9 +195,7 @@ class Visit:
             await self._refuse(execute.channel, m.Code.FULL, f"this box runs {most} functions of one connection")
             return
         arguments = (execute.call, execute.arguments, stored.source)
-        # Who was started by a function goes no further: else two functions could keep each other alive for ever.
-        box = manifest.box and not execute.onward
-        call = Call(*arguments, manifest.egress, manifest.hosts, manifest.tor, box)
+        call = Call(*arguments, manifest.egress, manifest.hosts, manifest.tor, manifest.box, execute.onward)
         self._guest.starting += 1
         try:
             known = await self._desk.start(execute.session, execute.invocation, call, manifest)
