@@ -1,9 +1,9 @@
 """Fetch a page on one box and leave it sealed in a drop box at another. This box sees the page; the other does not.
 
 Arguments: the page's address; the other box's, the invocation token of a drop box there, and the X25519 public key
-that the page is sealed to. The user may go away meanwhile: who has the private key collects it later. What is left
-begins with a line of JSON (`url`, `status`, `type`, `bytes`, or `error`), then comes the page, then padding: an error,
-or a page that is too long, is left like any other, and the size that the other box sees is about a multiple of
+that the page is sealed to. The user may go away meanwhile: who has the private key collects it later. What is left has
+the form of browser.py's message (zlib; a line of JSON; the page), then padding: an error, or a page that is too long
+or too slow, is left like any other, and the size that the other box sees is, but for the sealing, a multiple of
 `padding`. `bento-tor client browse-to-dropbox` does all of it.
 """
 
@@ -21,7 +21,8 @@ import hashlib
 import hmac
 import json
 import os
-import time
+import threading
+import zlib
 
 import requests
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
@@ -34,14 +35,24 @@ MIB = 1 << 20
 CHUNK_BYTES = 64 * 1024
 SEALED_CHUNK_BYTES = CHUNK_BYTES + 16
 TRIES = 3
+# As Tor Browser says it: a site should learn no more of a box than of anybody.
+HEADERS = {
+    "User-Agent": "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:140.0) Gecko/20100101 Firefox/140.0",
+    "Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+    "Accept-Language": "en-US,en;q=0.5",
+    "Accept-Encoding": "gzip, deflate",
+}
+DECODERS = {"gzip": 47, "x-gzip": 47, "deflate": 47, "identity": 0, "": 0}
 
 
 def browse_to_dropbox(url, box, token, key, padding=256 * 1024, timeout=60, most=8 * MIB):
-    head, body = fetch(url, time.monotonic() + timeout, most)
-    plain = json.dumps(head).encode() + b"\n" + body
-    plain += bytes(-len(plain) % padding if padding else 0)
-    del body
-    sealed = Sealed(plain, key)
+    page = Page(url, most)
+    # In a thread that may be left behind: a server that sends a byte each second keeps no time limit of a socket's.
+    worker = threading.Thread(target=page.fetch, args=(timeout,), daemon=True)
+    worker.start()
+    worker.join(timeout)
+    plain = page.pack(f"it did not arrive in {timeout} seconds")
+    sealed = Sealed(plain + bytes(-len(plain) % padding if padding else 0), key)
     with api.box(box) as there:
         for left in reversed(range(TRIES)):
             try:
@@ -52,22 +63,46 @@ def browse_to_dropbox(url, box, token, key, padding=256 * 1024, timeout=60, most
                     raise
 
 
-def fetch(url, deadline, most):
-    """What is told of the page, and the page."""
-    body = bytearray()
-    try:
-        with requests.Session() as session, session.get(url, stream=True, timeout=30) as answer:
-            # Decompressed as it comes: a bomb is stopped by what it becomes.
-            for piece in answer.iter_content(CHUNK_BYTES):
-                body += piece
-                if len(body) > most:
-                    raise ValueError(f"the page is longer than {most} bytes")
-                if time.monotonic() > deadline:
-                    raise TimeoutError("the page did not come in time")
-        kind = answer.headers.get("Content-Type", "")
-        return {"url": answer.url, "status": answer.status_code, "type": kind, "bytes": len(body)}, body
-    except (OSError, ValueError) as why:  # requests' own errors are of the first
-        return {"url": url, "error": f"{type(why).__name__}: {why}"[:500], "bytes": 0}, b""
+class Page:
+    """A page on its way."""
+
+    def __init__(self, url, most):
+        self.url = url
+        self.most = most
+        self.head = {"url": url, "status": None, "certificate": None, "error": None, "left_out": 0, "parts": []}
+        self.body = b""
+        self.done = False
+
+    def fetch(self, timeout):
+        head = dict(self.head)
+        try:
+            with requests.Session() as session:
+                session.headers.update(HEADERS)
+                with session.get(self.url, stream=True, timeout=timeout) as answer:
+                    body = self.read(answer)
+            head |= {"url": answer.url, "status": answer.status_code}
+            head["certificate"] = {"valid": True} if answer.url.startswith("https:") else None
+            head["parts"] = [{"url": answer.url, "type": answer.headers.get("Content-Type", ""), "length": len(body)}]
+            self.body = body
+        except Exception as why:
+            head["error"] = f"{type(why).__name__}: {why}"[:300]
+        self.head, self.done = head, True
+
+    def read(self, answer):
+        """All of it, decoded no further than it may be long: a small gzip may hold gigabytes."""
+        window = DECODERS[answer.headers.get("Content-Encoding", "").strip().lower()]
+        decoder = zlib.decompressobj(window) if window else None
+        body = bytearray()
+        for piece in answer.raw.stream(16 * 1024, decode_content=False):
+            body += decoder.decompress(piece, self.most - len(body) + 1) if decoder else piece
+            if len(body) > self.most:
+                raise ValueError(f"it is larger than {self.most} bytes")
+        return bytes(body)
+
+    def pack(self, late):
+        head, body = (self.head, self.body) if self.done else ({**self.head, "error": late}, b"")
+        packer = zlib.compressobj(9)
+        return packer.compress(json.dumps(head).encode() + b"\n") + packer.compress(body) + packer.flush()
 
 
 class Sealed:

@@ -164,10 +164,10 @@ def page(ticket: str, output: Path, as_json: bool, reach: Reach) -> None:
         raise FunctionFailed(f"{ui.escape(head.url)} was not fetched: {ui.escape(head.error)}")
     output.write_bytes(body)
     if as_json:
-        facts = {"url": head.url, "status": head.status, "type": head.type}
+        facts = {"url": head.url, "status": head.status, "type": head.kind}
         ui.result_json({"file": str(output), "bytes": len(body), **facts, "gets_left": left})
         return
-    ui.result(f"{ui.escape(head.url)}: {head.status} {ui.escape(head.type)}")
+    ui.result(f"{ui.escape(head.url)}: {head.status} {ui.escape(head.kind)}")
     ui.result(f"{ui.escape(str(output))}: {len(body)} bytes; {words_of(left)}")
 
 

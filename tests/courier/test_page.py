@@ -1,11 +1,14 @@
-"""`client browse-to-dropbox` and `client dropbox page`, by a SOCKS port of the tests': what is left, and what is said."""
+"""`client browse-to-dropbox` and `client dropbox page`, by a SOCKS port of the tests: what is left, what is said."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import socket
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 
 from bento_tor.client import connect, left_page
 from bento_tor.client.dropbox import Getting
-from bento_tor.client.sealing import SALT_BYTES, NotWhatWasPut, plain_bytes, public_key, unwrap
+from bento_tor.client.sealing import SALT_BYTES, NotWhatWasPut, Opener, plain_bytes, public_key, salt_for, unwrap
 from bento_tor.client.tickets import DropTicket, parse_drop
 from bento_tor.controller.onion import onion_address
 from bento_tor.errors import ConfigError, RemoteProtocolError
@@ -73,12 +76,12 @@ def size_of(ticket: DropTicket, switch: Any) -> int:
 @pytest.mark.sandbox
 def test_a_page_and_an_error_are_left_alike(left, page, switch, tmp_path) -> None:
     host = switch.lead_new("page", web(PAGE))
-    padded = ("--padding", "256")
+    padded = ("--padding", "64")
     good = left(f"http://{host}/", *padded)
     bad = left(f"http://{onion_address(b'none'.ljust(32, b'.'))}/", *padded)
     missing = left(f"http://{switch.lead_new('404', web(b'no such page', status=b'404 Not Found'))}/", *padded)
     assert len({size_of(ticket, switch) for ticket in (good, bad, missing)}) == 1
-    assert plain_bytes(size_of(good, switch)) == 256 * KIB
+    assert plain_bytes(size_of(good, switch)) == 64 * KIB
     done = page(good, "--json")
     assert (tmp_path / "page").read_bytes() == PAGE, done.stderr
     assert json.loads(done.stdout)["url"] == f"http://{host}/"
@@ -95,7 +98,23 @@ def test_a_page_that_becomes_too_long_is_an_error(left, page, switch) -> None:
     bomb = gzip.compress(bytes(40 << 20))
     host = switch.lead_new("bomb", web(bomb, head=b"Content-Encoding: gzip\r\n"))
     done = page(left(f"http://{host}/", "--most", "2"))
-    assert done.returncode == 8 and "longer than 2097152 bytes" in done.stderr
+    assert done.returncode == 8 and "larger than 2097152 bytes" in done.stderr
+
+
+@pytest.mark.sandbox
+def test_a_page_that_is_too_slow_is_an_error(left, page, switch) -> None:
+    def trickle(conn: socket.socket) -> None:
+        conn.recv(65536)
+        conn.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n")
+        conn.settimeout(0.2)
+        while True:
+            conn.sendall(b".")
+            with suppress(TimeoutError):
+                if not conn.recv(1):
+                    return
+
+    done = page(left(f"http://{switch.lead_new('slow', trickle)}/", "--page-timeout", "2"))
+    assert done.returncode == 8 and "did not arrive in 2 seconds" in done.stderr
 
 
 @pytest.mark.sandbox
@@ -127,8 +146,6 @@ def sealed() -> tuple[bytes, Any]:
 
 def test_the_function_seals_what_the_client_opens(sealed) -> None:
     private, made = sealed
-    from bento_tor.client.sealing import Opener, salt_for
-
     salt, wrapped = made.header[:SALT_BYTES], made.header[SALT_BYTES:]
     secret = unwrap(private, salt, wrapped)
     whole = b"".join(made.pieces(0))
@@ -136,8 +153,6 @@ def test_the_function_seals_what_the_client_opens(sealed) -> None:
     opener = Opener(secret, salt)
     plain = b"".join(opener.feed(whole)) + opener.finish()
     assert plain == PAGE
-    import hashlib
-
     assert salt_for(secret, hashlib.sha256(PAGE).digest()) == salt
 
 
@@ -155,18 +170,23 @@ def test_what_was_sealed_to_no_key_of_ours_is_nothing(sealed, what) -> None:
         unwrap(*changed)
 
 
+GOOD = b'{"url": "u", "status": 200, "certificate": null, "parts": [{"url": "u", "type": "t", "length": 3}]}\na\0b'
+
+
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"\n", b"{}\n", b'{"url": "u", "bytes": 3}\nab', b'{"url": "u", "bytes": -1}\n', b"[" * 20_000 + b"\n",
-        b'{"url": "u", "bytes": 2}\nabc', b'{"url": "u", "bytes": 1e99}\n', b'{"url": "' + b"u" * 20_000 + b'"}\n',
+        b"", b"\n", b"{}\n", GOOD[:-1], GOOD + b"c", b"[" * 20_000 + b"\n", b'{"url": "u"}\n',
+        GOOD.replace(b"3", b"-3"),
+        GOOD.replace(b"3", b"1e99"), GOOD.replace(b'"u"', b'"' + b"u" * 20_000 + b'"'), GOOD.replace(b"\n", b""),
     ],
 )  # fmt: skip
 def test_what_is_no_page_is_refused(data: bytes) -> None:
-    with pytest.raises(RemoteProtocolError, match="no page"):
-        left_page.split(data)
+    for packed in (zlib.compress(data), data, zlib.compress(GOOD)[:-5]):
+        with pytest.raises(RemoteProtocolError, match="no page"):
+            left_page.split(packed)
 
 
 def test_a_page_without_its_padding() -> None:
-    head, body = left_page.split(b'{"url": "u", "bytes": 3, "status": 200, "more": 1}\na\0b' + bytes(100))
-    assert (head.url, head.status, body) == ("u", 200, b"a\0b")
+    head, body = left_page.split(zlib.compress(GOOD) + bytes(100))
+    assert (head.url, head.status, head.kind, body) == ("u", 200, "t", b"a\0b")

@@ -110,7 +110,8 @@ CASES = [
          "ValueError"),
     Case(66, "what is no box: the host, its network, names",
          "def f(a, *_): return each(door(place(text)) for text in ('127.0.0.1:9051', 'localhost:80',\n"
-         "  'example.com:80', '', a, a + ':0', a + ':65536', a.upper() + ':80', 'x.' + a + ':80', a + ':80 ', a + ':80\\n', '[::1]:80'))",
+         "  'example.com:80', '', a, a + ':0', a + ':65536', a.upper() + ':80',\n"
+         "  'x.' + a + ':80', a + ':80 ', a + ':80\\n', '[::1]:80'))",
          "misused"),
     Case(66, "an address of 255 bytes",
          "def f(a, *_): return door(place('a' * 255))", "misused"),
