@@ -1,7 +1,7 @@
 """A drop box at a box: putting something sealed into it, and getting it out, across sessions that end.
 
-The function is functions/dropbox.py. What is put is sealed before, and what comes back is opened as it comes: everything
-that a box says here may be a lie, and none is believed. Where the bytes come from and go to is the caller's.
+The function is functions/dropbox.py. What is put is sealed before, and what comes back is opened as it comes:
+everything that a box says here may be a lie, and none is believed. Where the bytes come from and go to is the caller's.
 """
 
 from __future__ import annotations
@@ -44,8 +44,13 @@ class Gone(Refused):
 class Sealed(Protocol):
     """What is put: bytes that may be asked for again from any place on."""
 
-    size: int
-    header: bytes
+    @property
+    def size(self) -> int:
+        """How many bytes."""
+
+    @property
+    def header(self) -> bytes:
+        """What is kept beside them, and told to whoever gets them."""
 
     def pieces(self, start: int) -> Iterator[bytes]:
         """The bytes from `start` on."""
@@ -86,9 +91,7 @@ def shutdown_token(ticket: DropTicket) -> bytes:
     return derive(ticket.secret, "drop box shutdown")
 
 
-def put(
-    box: Box, ticket: DropTicket, sealed: Sealed, limits: Limits, *, moved: Moved = lambda count: None
-) -> None:
+def put(box: Box, ticket: DropTicket, sealed: Sealed, limits: Limits, *, moved: Moved = lambda count: None) -> None:
     """Make the drop box and fill it; or go on with that, where the same was begun before. `moved` hears how many bytes
     more are there."""
     policy = box.policy()

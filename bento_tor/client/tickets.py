@@ -24,22 +24,22 @@ class Ticket(msgspec.Struct, frozen=True):
     token: bytes
 
     def __str__(self) -> str:
-        return f"bento1:{self.box}:{self.role}:{_encode(self.token)}"
+        return f"bento1:{self.box}:{self.role}:{encode_secret(self.token)}"
 
     def __repr__(self) -> str:
         return f"Ticket({self.box}, {self.role}, ...)"  # a token never reaches a log
 
 
 class DropTicket(msgspec.Struct, frozen=True):
-    """What opens a drop box: its place, its invocation token, and the secret that its file is sealed under, which no box
-    ever hears."""
+    """What opens a drop box: its place, its invocation token, and the secret that its file is sealed under, which no
+    box ever hears."""
 
     box: str
     token: bytes
     secret: bytes
 
     def __str__(self) -> str:
-        return f"bento1:{self.box}:{DROPBOX}:{_encode(self.token + self.secret)}"
+        return f"bento1:{self.box}:{DROPBOX}:{encode_secret(self.token + self.secret)}"
 
     def __repr__(self) -> str:
         return f"DropTicket({self.box}, ...)"
@@ -47,7 +47,7 @@ class DropTicket(msgspec.Struct, frozen=True):
 
 def parse_drop(text: str) -> DropTicket:
     """Raises ConfigError where the text is no drop box's ticket."""
-    box, word, secret = _split(text, hint=_DROP_HINT)
+    box, word, secret = split(text, hint=_DROP_HINT)
     if word != DROPBOX or len(secret) != 2 * TOKEN_BYTES:
         raise ConfigError("this is not the ticket of a drop box, or it is damaged", hint=_DROP_HINT)
     return DropTicket(box, secret[:TOKEN_BYTES], secret[TOKEN_BYTES:])
@@ -61,15 +61,15 @@ def parse(text: str, *, maybe_box: str | None = None, role: Role = "session") ->
     text = text.strip()
     if maybe_box is not None and ":" not in text:
         text = f"bento1:{maybe_box}:{role}:{text}"
-    box, word, token = _split(text, hint=f"{hint}; a token alone needs its --box")
+    box, word, token = split(text, hint=f"{hint}; a token alone needs its --box")
     for known in get_args(Role):
         if word == known and len(token) == TOKEN_BYTES:
             return Ticket(box, known, token)
     raise ConfigError("the role or the token in this ticket is damaged", hint=hint)
 
 
-def _split(text: str, *, hint: str) -> tuple[str, str, bytes]:
-    """The box, the word, and the secret bytes."""
+def split(text: str, *, hint: str) -> tuple[str, str, bytes]:
+    """The box, the word, and the secret bytes. Raises ConfigError."""
     parts = text.strip().split(":")
     if len(parts) < 4 or parts[0] != "bento1":
         raise ConfigError("this is not a ticket", hint=hint)
@@ -81,5 +81,6 @@ def _split(text: str, *, hint: str) -> tuple[str, str, bytes]:
     return ":".join(parts[1:-2]), parts[-2], secret
 
 
-def _encode(secret: bytes) -> str:
+def encode_secret(secret: bytes) -> str:
+    """As it stands in a ticket."""
     return base64.urlsafe_b64encode(secret).decode().rstrip("=")
