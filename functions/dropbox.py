@@ -1,10 +1,10 @@
 """A drop box: one put, then gets, until a budget is used up or its time is over; then the box erases everything.
 
 `put` announces how many bytes will come, says how many it has already, and takes the rest in messages of any size.
-`get` gives all but the last piece, from any place on. `last` gives the last piece, and that is what counts: it says that
-everything before has arrived. So a get that breaks and goes on is one get, one that never came so far is none, and of
-two that want the last one of a budget only one has it. A get has a name that its reader made up: the same name said
-twice counts once. `done` says that the last piece has arrived too; after the last get nothing is left then.
+`get` gives all but the last piece, from any place on. `last` gives the last piece, and that is what counts: to ask for
+it says that everything before has arrived. So a get that breaks and goes on is one get, one that never came so far is
+none, and of two that want the last one of a budget only one has it. A get has a name that its reader made up: the same
+name said twice counts once. `done` says that the last piece has arrived too; after the last get nothing is left then.
 
 Who holds the invocation token may do all of that. The bytes are kept as they come: who puts them seals them before
 (`bento-tor client dropbox` does), or the box and everybody with the token can read them.

@@ -1,7 +1,7 @@
 """A drop box at a box: putting something sealed into it, and getting it out, across sessions that end.
 
-The function is functions/dropbox.py. What is put is sealed before, and what comes back is opened as it comes: everything
-that a box says here may be a lie, and none is believed. Where the bytes come from and go to is the caller's.
+The function is functions/dropbox.py. What is put is sealed before, and what comes back is opened as it comes:
+everything that a box says here may be a lie, and none is believed. Where the bytes come from and go to is the caller's.
 """
 
 from __future__ import annotations
@@ -53,8 +53,13 @@ class Gone(Refused):
 class Sealed(Protocol):
     """What is put: bytes that may be asked for again from any place on."""
 
-    size: int
-    header: bytes
+    @property
+    def size(self) -> int:
+        """How many bytes."""
+
+    @property
+    def header(self) -> bytes:
+        """What is kept beside them, and told to whoever gets them."""
 
     def pieces(self, start: int) -> Iterator[bytes]:
         """The bytes from `start` on."""

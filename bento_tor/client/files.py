@@ -40,11 +40,18 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """While something is written. Raises ConfigError where it cannot be."""
     try:
         yield
     except OSError as why:
         raise ConfigError(f"cannot write {path}: {why.strerror}") from why
+
+
+def require_whole(written: int, wanted: int) -> None:
+    """A disk that is nearly full takes a part and says no word. Raises OSError."""
+    if written != wanted:
+        raise OSError(errno.ENOSPC, "the disk took only part of it")
 
 
 def digest_of(file: BinaryIO, told: Callable[[int], None] = lambda count: None) -> bytes:
@@ -56,6 +63,12 @@ def digest_of(file: BinaryIO, told: Callable[[int], None] = lambda count: None) 
     return digest.digest()
 
 
+def require_same(path: Path, same: bool) -> None:
+    """Raises ConfigError: what was said of the file is not true any more."""
+    if not same:
+        raise ConfigError(f"{path} was changed while it was read", hint="put it once more")
+
+
 class SealedFile:
     """A file, sealed as it is read: nothing of it is written anywhere. A `dropbox.Sealed`."""
 
@@ -63,7 +76,7 @@ class SealedFile:
         """Reads it once, for its digest. Raises ConfigError."""
         self._path = path
         with reading(path) as file:
-            self._seen = _seen(file)
+            self._seen = seen(file)
             self.header = salt_for(secret, digest_of(file))
         self._sealer = Sealer(secret, self.header)
         self._plain_bytes = self._seen[0]
@@ -78,10 +91,8 @@ class SealedFile:
             while number <= last:
                 data = memoryview(file.read(CHUNK_BYTES * _TOGETHER) or b"")
                 until = min(last + 1, number + _TOGETHER)
-                if _seen(file) != self._seen or len(data) != min(self._plain_bytes, until * CHUNK_BYTES) - (
-                    number * CHUNK_BYTES
-                ):
-                    raise ConfigError(f"{self._path} was changed while it was read", hint="put it once more")
+                whole = min(self._plain_bytes, until * CHUNK_BYTES) - number * CHUNK_BYTES
+                require_same(self._path, seen(file) == self._seen and len(data) == whole)
                 chunks = [
                     self._sealer.seal(n, data[at : at + CHUNK_BYTES], last=n == last)
                     for n, at in zip(range(number, until), range(0, CHUNK_BYTES * _TOGETHER, CHUNK_BYTES), strict=False)
@@ -91,7 +102,7 @@ class SealedFile:
 
 
 class PartFile:
-    """A file on its way in. A `dropbox.Sink`: chunks that were opened are appended, and the name is given at the end."""
+    """A file on its way in. A `dropbox.Sink`: chunks that were opened are appended; it gets its name at the end."""
 
     def __init__(self, path: Path, ticket: str, name: str) -> None:
         """Goes on with what an earlier get of the same ticket has left. `name`: of the get, where there was none.
@@ -110,7 +121,7 @@ class PartFile:
                 f"{self._part} is what another ticket's get has left", hint=f"finish that, or remove {self._note}"
             )
         self.name = self._left.name
-        with _writing(self._part):
+        with writing(self._part):
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             _write_note(self._note, self._left)
             self._file = os.fdopen(os.open(self._part, flags, 0o600), "r+b", buffering=0)
@@ -119,19 +130,19 @@ class PartFile:
 
     def append(self, chunk: bytes) -> None:
         """See `dropbox.Sink`."""
-        with _writing(self._part):
-            if self._file.write(chunk) != len(chunk):
-                raise OSError(errno.ENOSPC, "the disk took only part of it")
+        with writing(self._part):
+            require_whole(self._file.write(chunk), len(chunk))
         self._digest.update(chunk)
         self.chunks += 1
 
-    def finish(self, secret: bytes, header: bytes) -> None:
-        """It is whole. Raises NotWhatWasPut where what had been left here was not part of it."""
-        if salt_for(secret, self._digest.digest()) != header:
+    def finish(self, maybe_header: bytes | None, secret: bytes) -> None:
+        """It is whole. Raises NotWhatWasPut where it is not the file that this header was made for: what had been left
+        here was not part of it."""
+        if maybe_header not in (None, salt_for(secret, self._digest.digest())):
             self.chunks = 0
             self.close()
             raise NotWhatWasPut(f"{self._part} does not fit together")
-        with _writing(self.path):
+        with writing(self.path):
             os.fsync(self._file.fileno())
             self._file.close()
             self._part.rename(self.path)
@@ -145,8 +156,8 @@ class PartFile:
         self._file.close()
 
     def _take_up(self) -> None:
-        """Count what is there; all but the last two chunks, which may not have reached the disk, or lie in the piece that
-        only a get that is counted has."""
+        """Count what is there; not the last chunk or two, which may not have reached the disk, or are in the piece
+        that only a get has that is counted."""
         whole = max(0, os.fstat(self._file.fileno()).st_size // CHUNK_BYTES - 1)
         self._file.truncate(whole * CHUNK_BYTES)
         for _ in range(whole):
@@ -177,7 +188,7 @@ def _write_note(path: Path, left: Left) -> None:
     new.rename(path)
 
 
-def _seen(file: BinaryIO) -> tuple[int, int]:
+def seen(file: BinaryIO) -> tuple[int, int]:
     """What tells whether a file has been changed."""
     known = os.fstat(file.fileno())
     if not stat.S_ISREG(known.st_mode):

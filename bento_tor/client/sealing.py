@@ -1,9 +1,9 @@
 """Sealing a file so that only a ticket's holder can read it, in pieces of one size. Pure: bytes in, bytes out.
 
-The STREAM construction (Hoang, Reyhanitabar, Rogaway, Vizar, CRYPTO 2015) over AES-256-GCM, as age and Tink have it: each
-chunk's nonce is its number and whether it is the last, so that chunks cannot be swapped, left out, cut off or added
-unnoticed. The key comes from the ticket's secret and a salt, and the salt from the secret and the file's digest: the same
-file sealed again is the same bytes, which lets an upload go on, and two files never meet under one key.
+The STREAM construction (Hoang, Reyhanitabar, Rogaway, Vizar, CRYPTO 2015) over AES-256-GCM, as age and Tink have it:
+each chunk's nonce is its number and whether it is the last, so that none can be swapped, left out, cut off or added
+unnoticed. The key comes from the ticket's secret and a salt, and the salt from the secret and the file's digest: the
+same file sealed again is the same bytes, which lets an upload go on, and two files never meet under one key.
 """
 
 from __future__ import annotations

@@ -89,8 +89,8 @@ class Verb(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class StoreRequest:
-    """`expect`: the version that must be there, 0 for none, -1 for any. `length`: of the blob that is put, or the seconds
-    until everything expires."""
+    """`expect`: the version that must be there, 0 for none, -1 for any. `length`: of the blob that is put,
+    or the seconds until everything expires."""
 
     verb: Verb
     name: str
@@ -232,7 +232,11 @@ def _decode_store(body: bytes) -> StoreRequest | Illegal:
         request = StoreRequest(Verb(verb), name, expect, length)
     except ValueError:  # a UnicodeDecodeError is one
         return Illegal("a request of storage that is none")
-    if expect < -1 or (length and verb not in (Verb.PUT, Verb.EXPIRE)) or (verb in (Verb.LIST, Verb.EXPIRE)) == bool(name):
+    if (
+        expect < -1
+        or (length and verb not in (Verb.PUT, Verb.EXPIRE))
+        or (verb in (Verb.LIST, Verb.EXPIRE)) == bool(name)
+    ):
         return Illegal("a request of storage with what does not belong there")
     return request
 

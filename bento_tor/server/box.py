@@ -13,6 +13,7 @@ import signal
 import socket
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 from bento_tor.egress.grants import FromBroker, Noted
 from bento_tor.egress.link import BoxLine
@@ -138,7 +139,7 @@ class Box:
             gate.open()
         if courier is not None:
             courier.open()
-        sweeping = asyncio.gather(_sweep_hourly(desk), _sweep_ended(desk))
+        sweeping = [asyncio.create_task(work(desk)) for work in (_sweep_hourly, _sweep_ended)]
         async with AsyncExitStack() as doors:
             for server in servers:
                 await doors.enter_async_context(server)
@@ -149,12 +150,14 @@ class Box:
             verbs.close()
             scrape.close()
             await orders.close()
-            sweeping.cancel()
+            for sweep in sweeping:
+                sweep.cancel()  # before there is no disk any more
             await desk.stop()
-            for task in (told, gone, sweeping, *self._visits):
+            left: list[asyncio.Task[Any]] = [told, gone, *sweeping, *self._visits]
+            for task in left:
                 task.cancel()
             with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.gather(told, gone, sweeping, *self._visits, return_exceptions=True), 5.0)
+                await asyncio.wait_for(asyncio.gather(*left, return_exceptions=True), 5.0)
         link.close()
         sight.close()
         spool.close()

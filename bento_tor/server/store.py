@@ -41,6 +41,7 @@ CREATE TABLE IF NOT EXISTS sessions (
 """
 # A function lives until its days are over, or until the second that it named itself (api.store.expire).
 _LIVES = "expires_day > ? AND invocation_hash NOT IN (SELECT invocation_hash FROM endings WHERE ends_at <= ?)"
+_LIVING = f"SELECT key_slot, body FROM functions WHERE invocation_hash = ? AND {_LIVES}"  # noqa: S608 - our own words
 _SESSION_KEPT_HOURS = 48
 _SCHEMA_VERSION = 2
 _HOUR_S, _DAY_S = 3600, 86400
@@ -160,10 +161,7 @@ class Store:
     def _maybe_open(self, invocation: bytes) -> tuple[bytes, bytes, bytes] | None:
         """The function's hash, its data key, and its sealed body."""
         key = self._hash(tokens.INVOCATION, invocation)
-        row = self._one(
-            f"SELECT key_slot, body FROM functions WHERE invocation_hash = ? AND {_LIVES}",  # noqa: S608 - our own words
-            key, *self._now(),
-        )
+        row = self._one(_LIVING, key, *self._now())
         data_key = tokens.maybe_unseal(tokens.slot_key(self._box, invocation), row[0], key) if row else None
         return (key, data_key, row[1]) if row and data_key else None
 
@@ -216,8 +214,7 @@ class Store:
         function = self._hash(tokens.INVOCATION, invocation)
         try:
             started = self._db.execute(
-                "INSERT INTO sessions SELECT ?, ?, NULL, ? WHERE EXISTS"
-                f" (SELECT 1 FROM functions WHERE invocation_hash = ? AND {_LIVES})",
+                f"INSERT INTO sessions SELECT ?, ?, NULL, ? WHERE EXISTS ({_LIVING})",
                 (self._hash(tokens.SESSION, session), function, int(self._clock() // _HOUR_S), function, *self._now()),
             )
         except sqlite3.IntegrityError:

@@ -22,6 +22,7 @@ COMMANDS = {
     "run": "store, run and erase a function in one go",
     "send": "send a message to a session",
     "sessions": "your sessions, and how far you have read them",
+    "shard": "a file over several boxes, of which some may fail: put, get",
     "shell": "use a box interactively",
     "shutdown": "erase a stored function, and end its sessions",
     "upload": "store a function at a box",

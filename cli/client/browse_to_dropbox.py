@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from bento_tor.cli import ui
-from bento_tor.cli.client.dropbox import keeping_ticket, limit_options, tell_ticket
+from bento_tor.cli.client.dropbox import limit_options, tell_ticket, write_ticket
 from bento_tor.cli.client.reach import Reach, box_option, no_keyring_option, pass_reach
 from bento_tor.cli.client.run import Leaving
 from bento_tor.cli.completion import complete_box
@@ -17,9 +18,10 @@ from bento_tor.client import dropbox
 from bento_tor.client.dropbox import Limits
 from bento_tor.client.route import parse_address
 from bento_tor.client.sealing import public_key, sealed_bytes
+from bento_tor.client.session import Session
 from bento_tor.client.source import Source, load, make_call, parse
 from bento_tor.client.tickets import DropTicket
-from bento_tor.errors import ConfigError, FunctionFailed
+from bento_tor.errors import BentoError, ConfigError, FunctionFailed
 
 _KIB = 1024
 _MIB = 1024 * 1024
@@ -96,22 +98,35 @@ def command(
     function = _function(egress)
     key = public_key(ticket.secret)
     call = make_call(_FUNCTION, url, dropbox_box, ticket.token, key, padding, page_timeout, most)
-    with keeping_ticket(str(ticket), output, resumed=False):
-        with ui.progress(f"making a drop box at {dropbox_box}"), reach.box(dropbox_box, remember=not no_keyring) as box:
-            dropbox.prepare(box, ticket, Limits(expires_s, max_gets), max_bytes=room)
+    if output is not None:
+        write_ticket(str(ticket), output)
+    with ui.progress(f"making a drop box at {dropbox_box}"), reach.box(dropbox_box, remember=not no_keyring) as box:
+        dropbox.prepare(box, ticket, Limits(expires_s, max_gets), max_bytes=room)
+    begun = False
+    try:
         with ui.progress(f"starting at {box_address}"), reach.box(box_address, remember=not no_keyring) as box:
             session = box.run(function, call)
             session.wait_attached()
-            leaving = Leaving(box_address, function, session, no_keyring=no_keyring)
-            come_back = leaving.note(0)
+            begun = True
+            come_back = Leaving(box_address, function, session, no_keyring=no_keyring).note(0)
             if wait:
-                outcome = session.wait()
+                _wait(session)
             else:
                 session.detach()
-    if wait and not outcome.succeeded:
-        raise FunctionFailed(f"the page was not left there: {outcome.detail.strip().splitlines()[-1:]}")
+    except (BentoError, KeyboardInterrupt):
+        if not begun:  # nobody will fill it
+            with suppress(BentoError), reach.box(dropbox_box, remember=not no_keyring) as box:
+                dropbox.erase(box, ticket)
+        raise
     ui.detail(f"how it went: '{come_back}'")
     tell_ticket(str(ticket), output, {"box": box_address, "dropbox_box": dropbox_box}, as_json=as_json)
+
+
+def _wait(session: Session) -> None:
+    outcome = session.wait()
+    if not outcome.succeeded:
+        why = outcome.detail.strip().splitlines()[-1:] or [outcome.word]
+        raise FunctionFailed(f"the page was not left there: {ui.escape(why[0])}")
 
 
 def _function(egress: str) -> Source:

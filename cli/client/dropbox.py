@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -22,21 +22,17 @@ from bento_tor.client.sealing import SALT_BYTES
 from bento_tor.client.tickets import DropTicket, parse_drop
 from bento_tor.errors import BentoError, ConfigError, FunctionFailed
 
+F = TypeVar("F", bound=Callable[..., Any])
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400}
 
 
-class Lifetime(click.ParamType):
-    """`30m`, `12h`, `7d`; seconds."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"([1-9][0-9]{0,5})([mhd])", str(value))
-        if found is None or int(found[1]) * _UNITS_S[found[2]] > 3650 * 86400:
-            self.fail(f"{value!r} is no time: for instance 30m, 12h or 7d, at most 3650d.", param, ctx)
-        return int(found[1]) * _UNITS_S[found[2]]
+def _seconds(ctx: click.Context, param: click.Parameter, text: str) -> int:
+    """`30m`, `12h`, `7d`; in seconds."""
+    found = re.fullmatch(r"([1-9][0-9]{0,5})([mhd])", text)
+    seconds = int(found[1]) * _UNITS_S[found[2]] if found else 0
+    if not 0 < seconds <= 3650 * 86400:
+        raise click.BadParameter(f"{text!r} is no time: for instance 30m, 12h or 7d, at most 3650d", ctx, param)
+    return seconds
 
 
 @click.group()
@@ -44,10 +40,10 @@ def command() -> None:
     """Leave a file at a box, sealed, and let whoever has the ticket collect it."""
 
 
-def limit_options(default_gets: int) -> Any:
+def limit_options(default_gets: int) -> Callable[[F], F]:
     """`--expires`, `--max-gets`."""
 
-    def add(target: Any) -> Any:
+    def add(target: F) -> F:
         target = click.option(
             "--max-gets",
             type=click.IntRange(0, 1_000_000),
@@ -59,7 +55,7 @@ def limit_options(default_gets: int) -> Any:
         return click.option(
             "--expires",
             "expires_s",
-            type=Lifetime(),
+            callback=_seconds,
             default="7d",
             show_default=True,
             metavar="TIME",
@@ -133,7 +129,7 @@ def collect(reach: Reach, ticket: DropTicket, output: Path) -> int | None:
             getting = Getting(box, ticket, part, name=part.name, moved=meter(output.name, None).add)
             getting.body()
             left = getting.last()
-            part.finish(getting.secret, getting.header[:SALT_BYTES])
+            part.finish(getting.header[:SALT_BYTES], getting.secret)
             if left == 0:
                 getting.done()
     finally:
@@ -190,21 +186,22 @@ def erase(ticket: str, as_json: bool, reach: Reach) -> None:
 def keeping_ticket(ticket: str, output: Path | None, *, resumed: bool) -> Iterator[None]:
     """The ticket is on the disk before anything is at a box, if it is to be; and what is stopped can go on."""
     if output is not None and not resumed:
-        try:
-            with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(f"{ticket}\n")
-        except OSError as why:
-            raise ConfigError(f"cannot write {output}: {why.strerror}", hint="name another file with -o") from why
+        write_ticket(ticket, output)
     try:
         yield
     except (KeyboardInterrupt, BentoError):
-        if output is not None or resumed:
-            ui.say(
-                f"what is there stays until its time is over; --resume {f'@{output}' if output else '@FILE'} goes on"
-            )
-        else:
-            ui.say(f"what is there stays until its time is over; --resume - with this ticket goes on:\n  {ticket}")
+        goes_on = f"@{output} goes on" if output else "@TICKET goes on" if resumed else f"- goes on, with\n  {ticket}"
+        ui.say(f"what is there stays until its time is over; --resume {goes_on}")
         raise
+
+
+def write_ticket(ticket: str, output: Path) -> None:
+    """Into a new file, for this user only. Raises ConfigError."""
+    try:
+        with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"{ticket}\n")
+    except OSError as why:
+        raise ConfigError(f"cannot write {output}: {why.strerror}", hint="name another file with -o") from why
 
 
 def tell_ticket(ticket: str, output: Path | None, facts: dict[str, Any], *, as_json: bool) -> None:

@@ -282,7 +282,7 @@ def read_ticket(name: str) -> str:
     """The text of a ticket: @FILE, or - for standard input. Raises ConfigError."""
     maybe_text = _maybe_secret(name)
     if maybe_text is None:
-        raise ConfigError(f"{name!r} names no ticket", hint="a ticket is read from a file, as @FILE, or from input, as -")
+        raise ConfigError(f"{name!r} names no ticket", hint="it is read from a file, as @FILE, or from input, as -")
     return maybe_text
 
 
