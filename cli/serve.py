@@ -33,6 +33,7 @@ def command(
     **options: object,
 ) -> None:
     """Run a box until Ctrl-C or SIGTERM. With --json one object is printed when it is up."""
+    from bento_tor.client.onward import reach
     from bento_tor.server.serve import Serving, serve
     from bento_tor.server.settings import BoxConfig, read_config, with_policy_file
 
@@ -59,5 +60,5 @@ def command(
         ui.result(where)
 
     ui.say("starting a box")
-    serve(config, ready=ready)
+    serve(config, ready=ready, maybe_reach=reach)
     ui.say("the box has ended")

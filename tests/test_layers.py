@@ -24,7 +24,7 @@ MAPPED = {
 LINES = [
     {"cli"},
     {"server", "client", "network"},
-    {"gate"},
+    {"gate", "courier"},
     {"controller", "sandbox", "egress"},
     {"protocol", "policy"},
     {"config", "resources"},
@@ -34,7 +34,7 @@ LEVEL = {name: len(LINES) - number for number, line in enumerate(LINES) for name
 # Text that travels or is read as data: nothing imports it, and it imports nothing of ours.
 DATA = {"functions", "torrc_templates"}
 # Text that travels into the sandbox.
-TRAVELS = {"sandbox.driver", "sandbox.torgate", "egress.inside"}
+TRAVELS = {"sandbox.driver", "sandbox.torgate", "sandbox.farbox", "egress.inside"}
 
 # Modules of others, and the only parts that may import them.
 ONLY_IN = {
@@ -42,7 +42,7 @@ ONLY_IN = {
     "click": {"cli"},
     "rich": {"cli"},
     "prompt_toolkit": {"cli"},
-    "socket": {"client", "server", "gate", "egress", "sandbox", "network", "controller"},
+    "socket": {"client", "server", "gate", "courier", "egress", "sandbox", "network", "controller"},
     "socks": {"client", "server", "egress", "sandbox", "network", "controller"},
     "subprocess": {"sandbox", "controller", "network", "egress", "cli.demo"},
 }

@@ -152,14 +152,12 @@ def _use_faults(facts: Facts, manifest: Manifest, block: int) -> Iterator[Findin
     if facts.own_api:
         yield Finding(facts.own_api, "note", "gives the name api to something else: what it uses of api is not checked")
         return
-    known, coming = offered.verbs(), offered.coming()
+    known = offered.verbs()
     where = f"the manifest (line {block})" if block else "a manifest"
     for line, name in facts.uses:
         top, _, rest = name.partition(".")
         verb = known.get(top)
-        if top in coming:
-            yield Finding(line, "error", f"api.{top}: boxes do not offer it yet")
-        elif verb is None:
+        if verb is None:
             yield Finding(line, "error", _no_such("api", top, [word for word in known if "." not in word]))
         elif verb.key and not offered.is_asked(manifest, verb.key):
             yield Finding(line, "error", f"api.{top} needs the key {verb.key!r} in {where}")

@@ -212,8 +212,15 @@ _MEANINGS = {
 
 def _explain(address: BoxAddress, error: socks.SOCKS5Error) -> ConnectError:
     found = re.match(r"(0x[0-9a-f]+)", str(error.msg))
-    code = int(found.group(1), 16) if found else 0x01
-    sentence, hint = _MEANINGS.get(code, ("tor could not connect to {box} (" + str(error.msg) + ")", "try again"))
+    return explain(address, int(found.group(1), 16) if found else 0x01, str(error.msg))
+
+
+def explain(address: BoxAddress, code: int, said: str = "") -> ConnectError:
+    """What tor's answer to the request for a stream to that box means. `said`: its words, where the code has no meaning
+    to us."""
+    sentence, hint = _MEANINGS.get(
+        code, ("tor could not connect to {box} (" + (said or f"{code:#04x}") + ")", "try again")
+    )
     return ConnectError(sentence.format(box=address), hint=hint)
 
 

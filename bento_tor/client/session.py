@@ -64,7 +64,7 @@ class Begun:
     def flight(self, channel: int, token: bytes, offset: int = 0) -> list[m.Message]:
         """Execute and Open. A session that runs already is not started again."""
         return [
-            m.Execute(channel, self.invocation, token, self.call.name, self.call.arguments),
+            m.Execute(channel, self.invocation, token, self.call.name, self.call.arguments, self.call.onward),
             m.Open(channel, token, offset),
         ]
 
@@ -121,6 +121,11 @@ class Session:
         self._ghosts_until = time.monotonic() + _GHOST_S
         if maybe_begun is not None and maybe_begun.first is not None:
             self._unacknowledged.add(maybe_begun.first, end=True, eof=False)
+
+    @property
+    def timeout_s(self) -> float:
+        """How long each answer of the box is waited for."""
+        return self._line.timeout_s
 
     def __enter__(self) -> Session:
         return self
@@ -221,11 +226,11 @@ class Session:
 
     def send(self, data: bytes | str) -> bool:
         """Send one message to the function; waits while it takes no more. False: it has ended, and got not all."""
-        return self._send(data.encode() if isinstance(data, str) else data, end=True, eof=False)
+        return self.put(data.encode() if isinstance(data, str) else data, end=True, eof=False)
 
     def finish(self) -> None:
         """There will be no more input: the function's api.recv() raises EOFError from here on."""
-        self._send(b"", end=False, eof=True)
+        self.put(b"", end=False, eof=True)
 
     def send_exactly(self, frame_bytes: int, make: Callable[[int], bytes]) -> bool:
         """Send so many bytes (MIN_EXACT_BYTES to MAX_EXACT_BYTES), frames and all, in one write: an Ack of what was
@@ -249,7 +254,8 @@ class Session:
             self._note(make(room), end=True, eof=False)
             return self._say_all((place, ack))
 
-    def _send(self, data: bytes, *, end: bool, eof: bool) -> bool:
+    def put(self, data: bytes, *, end: bool, eof: bool) -> bool:
+        """A part of a message, where it is not whole yet: `end` closes it, `eof` the input. False: as `send`."""
         with self._input:
             if self._unacknowledged.eof:
                 raise LocalProtocolError("input after its end was said")

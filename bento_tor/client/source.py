@@ -26,10 +26,11 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Call(msgspec.Struct, frozen=True):
-    """What to run: a name, and the literal source of `(positional, by_name)`."""
+    """What to run: a name, and the literal source of `(positional, by_name)`. `onward`: for a function that asks."""
 
     name: str
     arguments: str = "((), {})"
+    onward: bool = False
 
 
 def load(path: str) -> Source:

@@ -55,6 +55,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connections               how many a session may have open at once, where it has egress
     egress_bytes              what it may send out through them
     tor                       the Tor routines that it offers
+    boxes                     how many other boxes a session may use, through tor: 0, none
+    box_visits                how many connections it may make to them, in all
+    box_bytes                 what may go there and come from there, in all
     store_bytes               what one function may keep through api.store: 0, nothing
     store_blobs               in how many pieces
     contact                   where an abuse report goes
@@ -81,6 +84,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connections: Count = 16
     egress_bytes: Size = 64 * MIB
     tor: Words = ()
+    boxes: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    box_visits: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16
+    box_bytes: Size = 64 * MIB
     store_bytes: Size = 0
     store_blobs: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
     contact: Annotated[str, msgspec.Meta(max_length=256)] = ""
@@ -146,6 +152,8 @@ def misfits(manifest: Manifest, policy: Policy) -> list[str]:
         reasons.append(f"asks for {manifest.disk} MiB of disk; this box gives {limits.data_bytes // MIB} MiB")
     if manifest.store and not policy.store_bytes:
         reasons.append("asks for storage; this box keeps no data of functions")
+    if manifest.box and not policy.boxes:
+        reasons.append("asks for other boxes; this box has no way to them for functions")
     packages = policy.found[manifest.image].packages if manifest.image in policy.found else ()
     if lacking := [name for name in manifest.packages if name not in packages]:
         reasons.append(f"needs the packages {_words(lacking)}; its image {manifest.image!r} has {_words(packages)}")

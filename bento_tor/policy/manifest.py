@@ -37,6 +37,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hosts    the only host names that it connects to; empty: any
     host     how much it wants to know of the machine: none, coarse, full
     tor      the Tor routines it wants to use
+    box      whether it uses functions of other boxes (api.box)
     packages the names of the packages it imports: PEP 723's `dependencies`, without their versions
     """
 
@@ -50,6 +51,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hosts: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=253)], ...], msgspec.Meta(max_length=64)] = ()
     host: Literal["none", "coarse", "full"] = "none"
     tor: Items = ()
+    box: bool = False
     packages: Items = ()
 
 

@@ -96,13 +96,14 @@ class Execute(Message):
     """Start a session of a stored function on a fresh channel. A known session token starts nothing again.
 
     `arguments` is one Python literal as source text, a list and a dict: `([5, 12], {'name': 'x'})`; at most
-    32 KiB of UTF-8."""
+    32 KiB of UTF-8. `onward`: a function asks, by a box that carries it here; what it starts is carried no further."""
 
     channel: Channel
     invocation: Token
     session: Token
     call: Name
     arguments: Annotated[str, msgspec.Meta(max_length=MAX_ARGUMENTS_BYTES)]
+    onward: bool = False
 
 
 class Open(Message):

@@ -52,6 +52,7 @@ class Cell:
         # The listening end of its way out, where it may have one; to be handed on, and the cell's to close.
         self.maybe_door: socket.socket | None = None
         self.maybe_gate: socket.socket | None = None  # the same, of its way to the gate
+        self.maybe_courier: socket.socket | None = None  # and to other boxes
         self._on_gone: list[Callable[[], None]] = []
 
     def join(self, group: Group) -> None:
@@ -86,7 +87,7 @@ class Cell:
         """Close our copies of what has been passed on to the box."""
         self.control.close()
         self.log.close()
-        for door in (self.maybe_door, self.maybe_gate):
+        for door in (self.maybe_door, self.maybe_gate, self.maybe_courier):
             if door is not None:
                 door.close()
 

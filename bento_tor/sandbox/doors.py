@@ -1,7 +1,8 @@
-"""Doors: listening unix sockets of one sandbox's own: for its egress, and for the gate to tor, if it has any.
+"""Doors: listening unix sockets of one sandbox's own: for its egress, the gate to tor, and
+the courier to other boxes, where it has them.
 
-The keeper makes them, in directories that only the keeper can change; the sandbox has them at /run/egress.sock and
-/run/tor.sock and may connect; who accepts is not our business. Until somebody does, they are dead.
+The keeper makes them, in directories that only the keeper can change; the sandbox has them at /run/egress.sock,
+/run/tor.sock and /run/box.sock, and may connect; who accepts is not our business. Until somebody does, they are dead.
 """
 
 from __future__ import annotations

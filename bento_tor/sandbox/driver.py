@@ -19,14 +19,16 @@ length (big-endian), and a body.
                                       api.tor (bento_tor/sandbox/torgate.py)
                    0x0C TOR_REPLY     JSON object, the answer to TOR
                    0x0D TOR_REFUSED   the other answer: a word, a space, a sentence
+                   0x0E FAR_BOX       before CODE, where the function may use other boxes: Python source that makes
+                                      api.box (bento_tor/sandbox/farbox.py)
                    0x06 EGRESS        before CODE, where the function may connect: Python source that makes its
                                       connections leave (bento_tor/egress/inside.py)
     driver -> box  0x81 READY         the interpreter is up
                    0x82 MESSAGE       1 byte flags (1: end of this message), then up to 64 KiB of data
                    0x83 PADDING       8 bytes: how many bytes of padding to send
                    0x84 HOST          what may I know about the host?
-                   0x88 STORE         1 byte verb (get, put, delete, list), 8 bytes expected version (-1: any), 8
-                                      bytes length, the name of a blob
+                   0x88 STORE         1 byte verb (get, put, delete, list, expire), 8 bytes expected version (-1:
+                                      any), 8 bytes length (expire: seconds), the name of a blob
                    0x89 STORE_DATA    up to 64 KiB of the blob that a put announced and the box agreed to
                    0x8A TOR           1 byte verb (connect, new_circuit, circuits, close_circuit, publish, network,
                                       withdraw), 2 bytes port, 8 bytes number of a circuit, service or relay, a host
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 CODE, INPUT, HOST_REPLY, HOST_REFUSED = 0x01, 0x02, 0x03, 0x04
 EGRESS, KEEPING, STORE_REPLY, STORE_REFUSED, STORE_BYTES = 0x06, 0x07, 0x08, 0x09, 0x0A
 TOR_GATE, TOR_REPLY, TOR_REFUSED = 0x0B, 0x0C, 0x0D
+FAR_BOX = 0x0E
 STORE, STORE_DATA, TOR, PAD_TO = 0x88, 0x89, 0x8A, 0x8B
 READY, MESSAGE, PADDING, HOST, RETURNED, RAISED, EXITED = 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x87
 END, EOF = 0x01, 0x02
@@ -70,14 +73,13 @@ FUNCTION_FILE = "function.py"
 EGRESS_MODULE = "__egress__"
 KEEPING_MODULE = "__keeping__"
 TOR_MODULE = "__tor__"
+FAR_MODULE = "__box__"
 # The texts of the box's own that may come before the code.
-MODULES = {EGRESS: EGRESS_MODULE, KEEPING: KEEPING_MODULE, TOR_GATE: TOR_MODULE}
+MODULES = {EGRESS: EGRESS_MODULE, KEEPING: KEEPING_MODULE, TOR_GATE: TOR_MODULE, FAR_BOX: FAR_MODULE}
 MAX_FILTER_BYTES = 8 * 4096  # the kernel takes so many instructions, of 8 bytes each
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
-# Known to the design, not yet to this box: the error should say which of the two a name is.
-NOT_YET = ("box",)
 # There for whose manifest asks for it.
-ASKED_FOR = ("store", "tor")
+ASKED_FOR = ("store", "tor", "box")
 
 
 class Unavailable(AttributeError):
@@ -224,8 +226,6 @@ class Api:
     def __getattr__(self, name: str) -> object:
         if name in ASKED_FOR:
             raise Unavailable(f"api.{name}: needs the key {name!r} in the function's [tool.bento] table")
-        if name in NOT_YET:
-            raise Unavailable(f"api.{name}: this box does not offer it yet")
         raise Unavailable(f"api has no {name!r}; it has args, send, recv, poll, pad, pad_to, log and host")
 
     def _wait_answer(self) -> tuple[int, bytes]:
@@ -269,6 +269,8 @@ def run(wire: Wire, call: str, arguments: str, source: bytes) -> tuple[int, byte
             vars(api)["store"] = sys.modules[KEEPING_MODULE].Store(api)
         if TOR_MODULE in sys.modules:
             vars(api)["tor"] = sys.modules[TOR_MODULE].Tor(api)
+        if FAR_MODULE in sys.modules:
+            vars(api)["box"] = sys.modules[FAR_MODULE].Box
         target = load(source, api).get(call) if call.isidentifier() else None
         if not callable(target):
             return RAISED, f"NameError: the function's file defines no {call!r} to call\n".encode(), 1
@@ -284,7 +286,7 @@ def run(wire: Wire, call: str, arguments: str, source: bytes) -> tuple[int, byte
 
 
 def install(name: str, source: bytes) -> None:
-    """Take in a text of the box's: the way out, api.store, or api.tor."""
+    """Take in a text of the box's: the way out, api.store, api.tor, or api.box."""
     module = type(sys)(name)
     sys.modules[name] = module
     exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the box's own text

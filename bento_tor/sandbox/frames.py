@@ -21,6 +21,7 @@ CODE_HEADER = struct.Struct("!HI")
 CODE, INPUT, HOST_REPLY, HOST_REFUSED = 0x01, 0x02, 0x03, 0x04
 EGRESS, KEEPING, STORE_REPLY, STORE_REFUSED, STORE_BYTES = 0x06, 0x07, 0x08, 0x09, 0x0A
 TOR_GATE, TOR_REPLY, TOR_REFUSED = 0x0B, 0x0C, 0x0D
+FAR_BOX = 0x0E
 # driver -> box
 READY, MESSAGE, PADDING, HOST, RETURNED, RAISED, EXITED = 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x87
 STORE, STORE_DATA = 0x88, 0x89
@@ -97,11 +98,13 @@ class Verb(IntEnum):
     PUT = 2
     DELETE = 3
     LIST = 4
+    EXPIRE = 5
 
 
 @dataclass(frozen=True, slots=True)
 class StoreRequest:
-    """`expect`: the version that must be there, 0 for none, -1 for any. `length`: of the blob that is put."""
+    """`expect`: the version that must be there, 0 for none, -1 for any. `length`: of the blob that is put,
+    or the seconds until everything expires."""
 
     verb: Verb
     name: str
@@ -252,7 +255,11 @@ def _decode_store(body: bytes) -> StoreRequest | Illegal:
         request = StoreRequest(Verb(verb), name, expect, length)
     except ValueError:  # a UnicodeDecodeError is one
         return Illegal("a request of storage that is none")
-    if expect < -1 or (length and verb != Verb.PUT) or (verb == Verb.LIST) == bool(name):
+    if (
+        expect < -1
+        or (length and verb not in (Verb.PUT, Verb.EXPIRE))
+        or (verb in (Verb.LIST, Verb.EXPIRE)) == bool(name)
+    ):
         return Illegal("a request of storage with what does not belong there")
     return request
 
@@ -301,6 +308,11 @@ def encode_store_bytes(data: bytes) -> bytes:
 def encode_tor_gate(source: bytes) -> bytes:
     """Before the code, where the function may use Tor routines: the text of api.tor."""
     return _encode(TOR_GATE, source)
+
+
+def encode_far_box(source: bytes) -> bytes:
+    """Before the code, where the function may use other boxes: the text of api.box."""
+    return _encode(FAR_BOX, source)
 
 
 def encode_tor_reply(facts: bytes) -> bytes:

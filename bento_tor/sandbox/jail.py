@@ -51,7 +51,7 @@ class Jail:
     `uids`: the host user ids for sessions (root only; default: a block that no other box here uses).
     `cgroups`: which limits hold for a session as a whole; default: what this process finds. `doors`: a directory of
     ours for the sockets through which sandboxes have egress; default: they have none. `gates`: another one, for those
-    that lead to the gate to tor."""
+    that lead to the gate to tor; `couriers`: a third, for those to the courier."""
 
     def __init__(
         self,
@@ -60,11 +60,12 @@ class Jail:
         cgroups: Cgroups | None = None,
         doors: Path | None = None,
         gates: Path | None = None,
+        couriers: Path | None = None,
     ) -> None:
         self.images = images
         self._uids = Uids(uids) if os.geteuid() == 0 else None
         self._cgroups = cgroups or Cgroups.of_this_process()
-        self._doors = tuple(Doors(path) if path is not None else None for path in (doors, gates))
+        self._doors = tuple(Doors(path) if path is not None else None for path in (doors, gates, couriers))
         self._drivers: list[bytes] = []
         self._filters: list[bytes] = []
         self._stage = Stage(overlay=False, devices=False)
@@ -133,7 +134,8 @@ class Jail:
                     door.remove()
             self._give_back(uid)
             raise
-        cell.maybe_door, cell.maybe_gate = (door.listener if door is not None else None for door in made)
+        listeners = (door.listener if door is not None else None for door in made)
+        cell.maybe_door, cell.maybe_gate, cell.maybe_courier = listeners
         for door in made:
             if door is not None:
                 cell.when_gone(door.remove)
@@ -189,8 +191,8 @@ class Jail:
         self, image: Image, plumbing: Plumbing, limits: Limits, uid: int | None, doors: list[Door | None]
     ) -> subprocess.Popen[bytes]:
         fds = plumbing.fds()
-        maybe_door, maybe_gate = (str(door.path) if door is not None else None for door in doors)
-        spec = Spec(image, limits, fds, maybe_door, self._stage, maybe_gate)
+        maybe_door, maybe_gate, maybe_courier = (str(door.path) if door is not None else None for door in doors)
+        spec = Spec(image, limits, fds, maybe_door, self._stage, maybe_gate, maybe_courier)
         rlimits = self._rlimits(limits, private_uid=uid is not None)
         try:
             return subprocess.Popen(

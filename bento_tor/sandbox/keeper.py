@@ -48,10 +48,10 @@ class Egress(Protocol):
 
 
 class Keeper:
-    """Serves one box over `sock`, our end of a SOCK_SEQPACKET pair. `ceiling`: the most that any session
-    gets. `egress`, `gate`: who serves the sessions' ways out, and to tor, if anybody does. `pool_size`: how many
-    sandboxes of each image are kept ready. `maybe_look`: read again what the operator has blocked; raises
-    BentoError."""
+    """Serves one box over `sock`, our end of a SOCK_SEQPACKET pair. `ceiling`: the most that any session gets.
+    `egress`, `gate`, `courier`: who serves the sessions' ways out, to tor and to other boxes, if anybody does.
+    `pool_size`: how many sandboxes of each image are kept ready. `maybe_look`: read again what is blocked;
+    raises BentoError."""
 
     def __init__(
         self,
@@ -62,6 +62,7 @@ class Keeper:
         max_sessions: int = 16,
         egress: Egress | None = None,
         gate: Egress | None = None,
+        courier: Egress | None = None,
         pool_size: int = POOL_SIZE,
         maybe_look: Callable[[], None] | None = None,
     ) -> None:
@@ -71,6 +72,7 @@ class Keeper:
         self._max_sessions = max_sessions
         self._egress = egress
         self._gate = gate
+        self._courier = courier
         self._cells: dict[int, Cell] = {}
         self._deadlines: dict[int, float] = {}
         # When to look at a cell next; until when to look often; what the kernel tells of its memory.
@@ -223,6 +225,8 @@ class Keeper:
             self._egress.offer(number, cell.maybe_door)
         if self._gate is not None and cell.maybe_gate is not None:
             self._gate.offer(number, cell.maybe_gate)
+        if self._courier is not None and cell.maybe_courier is not None:
+            self._courier.offer(number, cell.maybe_courier)
         self._reply(wire.Started(number, pooled), cell.control.fileno(), cell.log.fileno())
         # Else the box would never see the end of either.
         cell.hand_over()
@@ -240,7 +244,7 @@ class Keeper:
         cell = self._cells.pop(number)
         self._deadlines.pop(number, None)
         self._stop_watching(number, selector)
-        for way in (self._egress, self._gate):
+        for way in (self._egress, self._gate, self._courier):
             if way is not None:
                 way.end(number)
         if selector is not None:

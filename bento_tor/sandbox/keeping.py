@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 STORE, STORE_DATA, STORE_REFUSED = 0x88, 0x89, 0x09
-GET, PUT, DELETE, LIST = 1, 2, 3, 4
+GET, PUT, DELETE, LIST, EXPIRE = 1, 2, 3, 4, 5
 MAX_PART_BYTES = 64 * 1024
 
 
@@ -64,6 +64,11 @@ class Store:
         """Every name, with its `bytes` and `version`."""
         blobs: dict[str, dict[str, int]] = self._ask(LIST)["blobs"]
         return blobs
+
+    def expire(self, seconds: int) -> None:
+        """Have the box erase the function, with all that it keeps, in so many seconds, whether or not anybody comes;
+        0: now. What was said before stays true where it is sooner."""
+        self._ask(EXPIRE, length=seconds)
 
     def _ask(self, verb: int, name: str = "", expect: int | None = None, length: int = 0) -> dict[str, Any]:
         numbers = (-1 if expect is None else expect).to_bytes(8, "big", signed=True) + length.to_bytes(8, "big")

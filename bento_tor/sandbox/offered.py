@@ -36,11 +36,6 @@ def verbs() -> dict[str, Verb]:
     return {verb.name: verb for verb in found}
 
 
-def coming() -> tuple[str, ...]:
-    """Names that the design has, and boxes do not offer yet."""
-    return driver.NOT_YET
-
-
 def routines() -> frozenset[str]:
     """What a manifest may name in `tor`."""
     return frozenset(verb.name.removeprefix("tor.") for verb in _of_class(torgate.Tor, "tor."))

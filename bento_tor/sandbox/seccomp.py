@@ -10,6 +10,7 @@ _RULES names the attack that the unfiltered call would allow.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from bento_tor.errors import SandboxError
@@ -44,6 +45,15 @@ _BROWSER = "execve sysinfo"
 _PRCTLS = (15, 16)
 _SOCKETS = "bind listen accept accept4 connect getsockname getpeername getsockopt recvfrom recvmsg recvmmsg shutdown"
 
+# Of a process of ours that has all it needs open already, and parses what a stranger sends: no file, no program, no
+# other process, no socket that it was not handed.
+_PARSER = """
+read write readv writev sendto recvfrom recvmsg sendmsg shutdown close getsockname getsockopt setsockopt fstat lseek
+select pselect6 poll ppoll futex set_robust_list rseq gettid getpid sched_yield rt_sigaction rt_sigprocmask rt_sigreturn
+sigaltstack restart_syscall getrandom nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time exit
+exit_group mmap munmap mprotect mremap madvise brk
+"""
+
 _LOW_32 = 0xFFFF_FFFF
 # SOCK_CLOEXEC and SOCK_NONBLOCK, which may come with any type of socket.
 _SOCKET_TYPE = _LOW_32 & ~0x80800
@@ -52,8 +62,10 @@ _SOCKET_TYPE = _LOW_32 & ~0x80800
 _DOMAINS, _TYPES, _PROTOCOLS = (1, 2, 10), (1, 2), (0, 6, 17)
 # Every CLONE_NEW*: a namespace of its own would give it mounts, netfilter and a capability for each.
 _NAMESPACE_FLAGS = 0x7E02_0080
+_THREAD_FLAG = 0x0001_0000
 # TCGETS FIONBIO FIONCLEX FIOCLEX FIONREAD. Not TIOCSTI, which types into the operator's terminal.
-_IOCTLS = (0x5401, 0x5421, 0x5450, 0x5451, 0x541B)
+_FIONBIO = 0x5421
+_IOCTLS = (0x5401, _FIONBIO, 0x5450, 0x5451, 0x541B)
 # DUPFD GETFD SETFD GETFL SETFL DUPFD_CLOEXEC GETPIPE_SZ. Not SETLEASE and NOTIFY, which watch files that are shared.
 _FCNTLS = (0, 1, 2, 3, 4, 1030, 1032)
 # GETLK SETLK SETLKW and the same for open file descriptions.
@@ -73,15 +85,28 @@ def compile_profile(name: str, *, locks: bool) -> bytes:
     file of the image can signal by it. Raises SandboxError where libseccomp is missing."""
     if name not in PROFILES:
         raise SandboxError(f"there is no seccomp profile {name!r}", hint=f"known profiles: {', '.join(PROFILES)}")
+
+    def fill(rules: _Rules) -> None:
+        rules.add_all(locks=locks)
+        if name == "browser":
+            rules.add_browser()
+
+    return _compile(fill)
+
+
+def compile_parser() -> bytes:
+    """The filter of a process of ours that parses what a stranger sends. Raises SandboxError."""
+    return _compile(_Rules.add_parser)
+
+
+def _compile(fill: Callable[[_Rules], None]) -> bytes:
     try:
         import pyseccomp
     except (ImportError, RuntimeError, OSError) as why:
         raise SandboxError(f"libseccomp cannot be used: {why}", hint="install the package libseccomp2") from why
     try:
         rules = _Rules(pyseccomp)
-        rules.add_all(locks=locks)
-        if name == "browser":
-            rules.add_browser()
+        fill(rules)
         return rules.export()
     except (OSError, ValueError) as why:
         raise SandboxError(f"libseccomp cannot compile the filter: {why}", hint="update libseccomp2") from why
@@ -109,6 +134,16 @@ class _Rules:
         self._allow("arch_prctl", (0, _LOW_32, 0x1002))
         for option in _PRCTLS:
             self._allow("prctl", (0, _LOW_32, option))
+
+    def add_parser(self) -> None:
+        for name in _PARSER.split():
+            self._allow(name)
+        # Threads, and no processes.
+        self._allow("clone", (0, _NAMESPACE_FLAGS | _THREAD_FLAG, _THREAD_FLAG))
+        self._add(self._lib.ERRNO(38), "clone3")
+        for command in (1, 2, 3, 4):
+            self._allow("fcntl", (1, _LOW_32, command))
+        self._allow("ioctl", (1, _LOW_32, _FIONBIO))
 
     def export(self) -> bytes:
         fd = os.memfd_create("seccomp")

@@ -14,7 +14,7 @@ from bento_tor.sandbox.images import Image
 BWRAP = "bwrap"
 DRIVER = "/driver.py"
 PACKAGES = "/packages"
-DOOR, GATE = "/run/egress.sock", "/run/tor.sock"
+DOOR, GATE, COURIER = "/run/egress.sock", "/run/tor.sock", "/run/box.sock"
 INSIDE_ID = "1000"
 # Extra files that Python's standard library looks for. They may be missing on a small machine.
 _OPTIONAL = ("/usr/share/zoneinfo", "/etc/ssl/certs/ca-certificates.crt")
@@ -75,6 +75,7 @@ class Spec:
     maybe_door: str | None = None
     stage: Stage = Stage()
     maybe_gate: str | None = None
+    maybe_courier: str | None = None
 
     @property
     def data_bytes(self) -> int:
@@ -108,6 +109,8 @@ class Spec:
             args += ["--ro-bind", self.maybe_gate, GATE]
         if image.browser:
             args += _proc()
+        if self.maybe_courier is not None:
+            args += ["--ro-bind", self.maybe_courier, COURIER]
         # The outer step's tmpfs, the one place that can be written.
         args += ["--bind", f"{STAGE}/data", "/data"]
         return [*args, "--remount-ro", "/", "--chdir", "/data"]

@@ -12,6 +12,8 @@ import hashlib
 import hmac
 import os
 import sqlite3
+import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -37,9 +39,14 @@ CREATE TABLE IF NOT EXISTS pieces (
     PRIMARY KEY (pieces, number)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS pieces_of ON pieces (invocation_hash);
+CREATE TABLE IF NOT EXISTS endings (
+    invocation_hash BLOB PRIMARY KEY REFERENCES functions(invocation_hash) ON DELETE CASCADE,
+    ends_at         INTEGER NOT NULL
+) WITHOUT ROWID;
 """
 SWEEP = "DELETE FROM pieces WHERE pieces NOT IN (SELECT pieces FROM blobs)"
 PIECE_BYTES = 64 * 1024
+_MOST_S = 1 << 32  # more than any box has days for
 
 
 class Declined(BentoError):
@@ -64,13 +71,21 @@ class Blobs:
     """The blobs of one function, opened with its data key."""
 
     def __init__(
-        self, db: sqlite3.Connection, function_hash: bytes, data_key: bytes, *, most_bytes: int, most_blobs: int
+        self,
+        db: sqlite3.Connection,
+        function_hash: bytes,
+        data_key: bytes,
+        *,
+        most_bytes: int,
+        most_blobs: int,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._db = db
         self._function = function_hash
         self._key = data_key
         self._most_bytes = most_bytes
         self._most_blobs = most_blobs
+        self._clock = clock
 
     def head(self, name: str) -> Head:
         """Raises Declined where there is none."""
@@ -131,6 +146,14 @@ class Blobs:
             head = self.head(name)
             _require(head.name, head.version, expect)
             self._forget(head, self._name_hash(name))
+
+    def expire(self, seconds: int) -> None:
+        """The function ends in so many seconds, with all that it keeps; where it was to end sooner, it does."""
+        self._change(
+            "INSERT INTO endings SELECT invocation_hash, ? FROM functions WHERE invocation_hash = ?"
+            " ON CONFLICT DO UPDATE SET ends_at = min(ends_at, excluded.ends_at)",
+            int(self._clock()) + min(seconds, _MOST_S), self._function,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------
 

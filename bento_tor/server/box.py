@@ -13,6 +13,7 @@ import signal
 import socket
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 from bento_tor.egress.grants import FromBroker, Noted
 from bento_tor.egress.link import BoxLine
@@ -42,6 +43,7 @@ _MORE_FILES = 4096
 # tor does not wait where as many as this have come and not been let in.
 _BACKLOG = 1024
 _HOUR_S = 3600.0
+_RETRY_S = 60.0
 
 
 class Box:
@@ -54,6 +56,7 @@ class Box:
         operator: socket.socket,
         maybe_line: socket.socket | None,
         maybe_gate: socket.socket | None,
+        maybe_courier: socket.socket | None,
         *,
         database: Path,
         facts: Facts,
@@ -67,6 +70,7 @@ class Box:
         self._operator = operator
         self._maybe_line = maybe_line
         self._maybe_gate = maybe_gate
+        self._maybe_courier = maybe_courier
         self._keeper = keeper
         self._database = database
         self._facts = facts
@@ -96,6 +100,7 @@ class Box:
         # An ended session waits in memory for its reader.
         way_out = BoxLine(self._maybe_line, self._hear_broker) if self._maybe_line is not None else None
         gate = GateLine(self._maybe_gate) if self._maybe_gate is not None else None
+        courier = BoxLine(self._maybe_courier) if self._maybe_courier is not None else None
         spool = Spool(self._database.parent, self._spool_bytes)
         sessions = Sessions(
             link,
@@ -103,6 +108,7 @@ class Box:
             kept_s=policy.output_hours * _HOUR_S,
             maybe_way_out=way_out,
             maybe_gate=gate,
+            maybe_courier=courier,
             spool=spool,
             maybe_audit=self._audit,
         )
@@ -131,7 +137,9 @@ class Box:
             way_out.open()
         if gate is not None:
             gate.open()
-        sweeping = asyncio.create_task(_sweep_hourly(desk))
+        if courier is not None:
+            courier.open()
+        sweeping = [asyncio.create_task(work(desk)) for work in (_sweep_hourly, _sweep_ended)]
         async with AsyncExitStack() as doors:
             for server in servers:
                 await doors.enter_async_context(server)
@@ -142,11 +150,14 @@ class Box:
             verbs.close()
             scrape.close()
             await orders.close()
+            for sweep in sweeping:
+                sweep.cancel()  # before there is no disk any more
             await desk.stop()
-            for task in (told, gone, sweeping, *self._visits):
+            left: list[asyncio.Task[Any]] = [told, gone, *sweeping, *self._visits]
+            for task in left:
                 task.cancel()
             with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.gather(told, gone, sweeping, *self._visits, return_exceptions=True), 5.0)
+                await asyncio.wait_for(asyncio.gather(*left, return_exceptions=True), 5.0)
         link.close()
         sight.close()
         spool.close()
@@ -154,6 +165,8 @@ class Box:
             way_out.close()
         if gate is not None:
             gate.close()
+        if courier is not None:
+            courier.close()
         # A second SIGTERM (systemd and timeout signal the whole group) must not meet a loop that is closing.
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -191,3 +204,12 @@ async def _sweep_hourly(desk: Desk) -> None:
         except Exception:
             # A full disk, say: it may be better in an hour.
             log.exception("the sweep of what is old failed")
+
+
+async def _sweep_ended(desk: Desk) -> None:
+    while True:
+        try:
+            await desk.sweep_ended()
+        except Exception:
+            log.exception("functions whose time is over cannot be erased")
+            await asyncio.sleep(_RETRY_S)

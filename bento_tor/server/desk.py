@@ -10,6 +10,7 @@ import functools
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from bento_tor.errors import Refused, SandboxError
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 # Code on its way in, of all connections together: it is in memory until it is whole.
 _UPLOADS_MAX_BYTES = 64 * 1024 * 1024
 _COMPLAIN_S = 3600.0
+_LOOK_S = 600.0
 
 
 class Desk:
@@ -49,6 +51,7 @@ class Desk:
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         # Two Executes with one session token, on two circuits, must start one session.
         self._starting = asyncio.Lock()
+        self._expiring = asyncio.Event()  # some function has named its end
         self._uploading_bytes = 0
         # The operator wants no new work. What is known already is confirmed: a flight that tor brought twice.
         self.paused = False
@@ -81,6 +84,16 @@ class Desk:
         self.parts.drop_old()
         if swept := await self._on_disk(self._store.sweep_old):
             log.info("%d functions have expired", swept)
+
+    async def sweep_ended(self) -> None:
+        """Erase functions as their own end comes, to the second; then wait for the next one's. To be called again and
+        again."""
+        self._expiring.clear()
+        maybe_wait_s = await self._on_disk(self._store.sweep_ended)
+        with suppress(TimeoutError):
+            # The second is over only at its end; and a clock that is set must not be missed for long.
+            async with asyncio.timeout(min(_LOOK_S, _LOOK_S if maybe_wait_s is None else maybe_wait_s + 0.01)):
+                await self._expiring.wait()
 
     async def maybe_load(self, invocation: bytes) -> StoredFunction | None:
         """The function that this token opens."""
@@ -172,7 +185,7 @@ class Desk:
         maybe_blobs = await self._on_disk(
             lambda: self._store.maybe_blobs(invocation, most_bytes=policy.store_bytes, most_blobs=policy.store_blobs)
         )
-        return None if maybe_blobs is None else Keeping(maybe_blobs, self._on_disk)
+        return None if maybe_blobs is None else Keeping(maybe_blobs, self._on_disk, self._expiring.set)
 
     async def count_functions(self) -> int:
         """How many are stored."""

@@ -19,11 +19,13 @@ class OutOfOrder(Exception):
 
 
 class Keeping:
-    """Answers one session. `on_disk` runs a blocking call where the database lives."""
+    """Answers one session. `on_disk` runs a blocking call where the database lives; `expiring` hears that the function
+    has a new end."""
 
-    def __init__(self, blobs: Blobs, on_disk: OnDisk) -> None:
+    def __init__(self, blobs: Blobs, on_disk: OnDisk, expiring: Callable[[], None] = lambda: None) -> None:
         self._blobs = blobs
         self._on_disk = on_disk
+        self._expiring = expiring
         self._maybe_put: _Put | None = None
         self._skip = 0
 
@@ -70,6 +72,10 @@ class Keeping:
                     yield frame
             case frames.Verb.DELETE:
                 await self._on_disk(self._blobs.delete, request.name, request.expect)
+                yield frames.encode_store_reply({})
+            case frames.Verb.EXPIRE:
+                await self._on_disk(self._blobs.expire, request.length)
+                self._expiring()
                 yield frames.encode_store_reply({})
             case frames.Verb.LIST:
                 heads: list[Head] = await self._on_disk(self._blobs.heads)

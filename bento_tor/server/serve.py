@@ -29,6 +29,7 @@ from bento_tor.controller.endpoints import Endpoint
 from bento_tor.controller.relay import VIRTUAL_ADDRESS
 from bento_tor.controller.services import BOX, Place
 from bento_tor.controller.single_hop import SingleHopTor
+from bento_tor.courier.errand import Reach
 from bento_tor.errors import BentoError, ConfigError
 from bento_tor.policy import document
 from bento_tor.policy.document import Policy
@@ -40,6 +41,7 @@ from bento_tor.sandbox.mounts import private_view
 from bento_tor.sandbox.trial import check
 from bento_tor.server.box import Box
 from bento_tor.server.child import end_child
+from bento_tor.server.dispatch import Dispatch, open_courier
 from bento_tor.server.doorway import Doorway
 from bento_tor.server.enforced import NEEDED, require_layers, require_limits
 from bento_tor.server.gateway import Gateway, open_gate
@@ -78,9 +80,16 @@ class Serving(msgspec.Struct, frozen=True):
     limits: tuple[str, ...]
 
 
-def serve(config: BoxConfig, *, ready: Callable[[Serving], None], maybe_exit_policy: str | None = None) -> None:
+def serve(
+    config: BoxConfig,
+    *,
+    ready: Callable[[Serving], None],
+    maybe_exit_policy: str | None = None,
+    maybe_reach: Reach | None = None,
+) -> None:
     """Run a box until SIGTERM or SIGINT. `ready` is called once, when it can be reached. `maybe_exit_policy`: what
-    `exit` egress obeys in place of a relay's, for trials (tryout.py).
+    `exit` egress obeys in place of a relay's, for trials (tryout.py). `maybe_reach`: the client by which its functions
+    use other boxes, where the policy lets them.
 
     Raises ConfigError, SandboxError, TorError where it cannot be brought up; then nothing of it is left."""
     check_onion(config)
@@ -109,7 +118,7 @@ def serve(config: BoxConfig, *, ready: Callable[[Serving], None], maybe_exit_pol
             ready(serving)
             notify("READY=1", f"STATUS={serving.address}, port {serving.port}")
 
-        _Keeping(config, state, view, listeners, orders, target, announce, stack, seeing).run(
+        _Keeping(config, state, view, listeners, orders, target, announce, stack, seeing, maybe_reach).run(
             root=root, maybe_exit_policy=maybe_exit_policy
         )
 
@@ -137,6 +146,7 @@ class _Keeping:
         ready: Callable[[Serving], None],
         stack: ExitStack,
         seeing: Seeing,
+        maybe_reach: Reach | None,
     ) -> None:
         self._config = config
         self._state = state
@@ -152,6 +162,8 @@ class _Keeping:
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._maybe_way_out: WayOut | None = None
         self._maybe_gate: Gateway | None = None
+        self._maybe_reach = maybe_reach
+        self._maybe_courier: Dispatch | None = None
 
     def run(self, *, root: bool, maybe_exit_policy: str | None) -> None:
         config = self._config
@@ -172,6 +184,9 @@ class _Keeping:
         )
         if self._maybe_gate is not None:
             self._stack.callback(self._maybe_gate.stop)
+        self._maybe_courier = open_courier(config, self._maybe_reach, uid=config.first_uid - 3 if root else None)
+        if self._maybe_courier is not None:
+            self._stack.callback(self._maybe_courier.stop)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         address_out, address_in = os.pipe()
         # First of all, while there are no threads and no secrets: what the box inherits is this and no more.
@@ -182,6 +197,7 @@ class _Keeping:
             self._seeing.keeper.close()
             maybe_line = self._maybe_way_out.leave_to_box() if self._maybe_way_out is not None else None
             maybe_gate = self._maybe_gate.leave_to_box() if self._maybe_gate is not None else None
+            maybe_courier = self._maybe_courier.leave_to_box() if self._maybe_courier is not None else None
             _become_box(
                 config,
                 self._view,
@@ -190,6 +206,7 @@ class _Keeping:
                 theirs,
                 maybe_line,
                 maybe_gate,
+                maybe_courier,
                 self._seeing,
                 address_out,
                 root=root,
@@ -201,6 +218,8 @@ class _Keeping:
             self._maybe_way_out.box.close()
         if self._maybe_gate is not None:
             self._maybe_gate.box.close()
+        if self._maybe_courier is not None:
+            self._maybe_courier.box.close()
         self._stack.callback(end_child, pid, "box", within_s=_STOP_S)
         self._stack.callback(ours.close)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -214,7 +233,8 @@ class _Keeping:
         way_out = self._maybe_way_out
         doors = self._view["state"] / "doors" if way_out is not None else None
         gates = self._view["state"] / "gates" if self._maybe_gate is not None else None
-        with Jail(*found, doors=doors, gates=gates) as jail:
+        couriers = self._view["state"] / "couriers" if self._maybe_courier is not None else None
+        with Jail(*found, doors=doors, gates=gates, couriers=couriers) as jail:
             check(jail)
             require_layers(jail)
             require_limits(jail, self._config)
@@ -236,6 +256,7 @@ class _Keeping:
                 max_sessions=policy.sessions,
                 egress=way_out.line if way_out is not None else None,
                 gate=self._maybe_gate.line if self._maybe_gate is not None else None,
+                courier=self._maybe_courier.line if self._maybe_courier is not None else None,
                 pool_size=self._config.ready,
                 maybe_look=way_out.look if way_out is not None else None,
             )
@@ -344,6 +365,7 @@ def _become_box(
     keeper: socket.socket,
     maybe_line: socket.socket | None,
     maybe_gate: socket.socket | None,
+    maybe_courier: socket.socket | None,
     seeing: Seeing,
     address_out: int,
     *,
@@ -369,6 +391,7 @@ def _become_box(
                 orders,
                 maybe_line,
                 maybe_gate,
+                maybe_courier,
                 database=database,
                 facts=terms.facts,
                 seeing=seeing,

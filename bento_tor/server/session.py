@@ -39,13 +39,14 @@ _SESSION_COST_BYTES = 16 * 1024
 _EGRESS_TEXT = read_text("egress", "inside.py").encode()
 _KEEPING_TEXT = read_text("sandbox", "keeping.py").encode()
 _TOR_TEXT = read_text("sandbox", "torgate.py").encode()
+_FAR_TEXT = read_text("sandbox", "farbox.py").encode()
 
 HostStats = Callable[[], Awaitable[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a session runs."""
+    """What a session runs. `box`: it uses other boxes, unless it was started by a function of one (`onward`)."""
 
     name: str
     arguments: str
@@ -53,6 +54,8 @@ class Call:
     egress: Literal["none", "exit", "tor"] = "none"
     hosts: tuple[str, ...] = ()
     tor: tuple[str, ...] = ()
+    box: bool = False
+    onward: bool = False
 
 
 class Session:
@@ -234,6 +237,8 @@ class Session:
                 await loop.sock_sendall(control, frames.encode_keeping(_KEEPING_TEXT))
             if self.maybe_gating is not None:
                 await loop.sock_sendall(control, frames.encode_tor_gate(_TOR_TEXT))
+            if call.box:
+                await loop.sock_sendall(control, frames.encode_far_box(_FAR_TEXT))
             if call.egress != "none":
                 await loop.sock_sendall(control, frames.encode_egress(_EGRESS_TEXT))
             await loop.sock_sendall(control, frames.encode_code(call.name, call.arguments, call.source))

@@ -43,12 +43,14 @@ class Sessions:
         ended_bytes: int = _ENDED_MAX_BYTES,
         maybe_way_out: BoxLine | None = None,
         maybe_gate: GateLine | None = None,
+        maybe_courier: BoxLine | None = None,
         maybe_audit: Audit | None = None,
     ) -> None:
         self._spool = spool
         self._tally = Tally()  # output in memory
         self._maybe_way_out = maybe_way_out
         self._maybe_gate = maybe_gate
+        self._maybe_courier = maybe_courier
         self._audit = maybe_audit or Audit()
         self._link = link
         self._running_max = running_max
@@ -102,6 +104,10 @@ class Sessions:
             # Also for none at all, which closes the door.
             self._maybe_gate.allow(cell.number, call.tor, call.hosts)
             session.maybe_gating = Gating(self._maybe_gate, cell.number) if call.tor else None
+        if self._maybe_courier is not None:
+            # Who was started by a function goes no further: else two functions could keep each other alive for ever.
+            goes = call.box and not call.onward
+            self._maybe_courier.grant(Grant(cell.number, "tor" if goes else "none", call.hosts))
         task = asyncio.create_task(self._run(session, cell, call, note_end))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -23,7 +23,7 @@ class BoxConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen       unix:PATH or HOST:PORT on loopback; empty: the socket in the state folder
     images       folder of images; empty: the default one
     relay        control port of the relay whose exit policy `exit` egress obeys; empty: look for one
-    socks        tor's SOCKS port that `tor` egress goes through
+    socks        tor's SOCKS port that `tor` egress goes through, and functions' way to other boxes
     control      control port of the tor that publishes the onion service; empty: look for one
     gate_control control port of the box's own tor, where the policy offers Tor routines (never the relay's)
     publish      put the box up as an onion service (not where setup-relay did)
@@ -65,7 +65,7 @@ class BoxConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     circuit_ids: bool = False
     clients_per_circuit: Annotated[int, msgspec.Meta(ge=1, le=60000)] = 16
     spool_bytes: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 50)] = 1 << 30
-    first_uid: Annotated[int, msgspec.Meta(ge=1002, le=2**31 - 2)] = DEFAULT_FIRST_UID
+    first_uid: Annotated[int, msgspec.Meta(ge=1003, le=2**31 - 2)] = DEFAULT_FIRST_UID
     limits: Literal["cgroups", "rlimits-only"] = "cgroups"
     ready: Annotated[int, msgspec.Meta(ge=0, le=256)] = 4
     audit: bool = False

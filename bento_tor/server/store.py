@@ -39,6 +39,9 @@ CREATE TABLE IF NOT EXISTS sessions (
     started_hour    INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
+# A function lives until its days are over, or until the second that it named itself (api.store.expire).
+_LIVES = "expires_day > ? AND invocation_hash NOT IN (SELECT invocation_hash FROM endings WHERE ends_at <= ?)"
+_LIVING = f"SELECT key_slot, body FROM functions WHERE invocation_hash = ? AND {_LIVES}"  # noqa: S608 - our own words
 _SESSION_KEPT_HOURS = 48
 _SCHEMA_VERSION = 2
 _HOUR_S, _DAY_S = 3600, 86400
@@ -116,7 +119,7 @@ class Store:
         if paused:
             return Saved.PAUSED
         # One that has expired, and waits for the sweep, must not keep its token.
-        self._erase_where("invocation_hash = ? AND expires_day <= ?", key, self._today())
+        self._erase_where(f"invocation_hash = ? AND NOT ({_LIVES})", key, *self._now())
         if self.count_functions() >= self._max_functions and not self.sweep_old():
             return Saved.FULL
         data_key = tokens.new_data_key()
@@ -152,14 +155,13 @@ class Store:
         if maybe_opened is None:
             return None
         key, data_key, _ = maybe_opened
-        return Blobs(self._db, key, data_key, most_bytes=most_bytes, most_blobs=most_blobs)
+        most = {"most_bytes": most_bytes, "most_blobs": most_blobs}
+        return Blobs(self._db, key, data_key, **most, clock=self._clock)
 
     def _maybe_open(self, invocation: bytes) -> tuple[bytes, bytes, bytes] | None:
         """The function's hash, its data key, and its sealed body."""
         key = self._hash(tokens.INVOCATION, invocation)
-        row = self._one(
-            "SELECT key_slot, body FROM functions WHERE invocation_hash = ? AND expires_day > ?", key, self._today()
-        )
+        row = self._one(_LIVING, key, *self._now())
         data_key = tokens.maybe_unseal(tokens.slot_key(self._box, invocation), row[0], key) if row else None
         return (key, data_key, row[1]) if row and data_key else None
 
@@ -185,7 +187,7 @@ class Store:
             self._cut_log()
             with self._db:  # commits, or rolls back
                 self._db.execute("BEGIN IMMEDIATE")
-                for table in ("pieces", "blobs", "sessions", "functions"):
+                for table in ("pieces", "blobs", "endings", "sessions", "functions"):
                     self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - our own words
             self._cut_log()
             # secure_delete has overwritten the pages; this gives them back, and their number tells nothing. A full disk
@@ -212,9 +214,8 @@ class Store:
         function = self._hash(tokens.INVOCATION, invocation)
         try:
             started = self._db.execute(
-                "INSERT INTO sessions SELECT ?, ?, NULL, ? WHERE EXISTS"
-                " (SELECT 1 FROM functions WHERE invocation_hash = ? AND expires_day > ?)",
-                (self._hash(tokens.SESSION, session), function, int(self._clock() // _HOUR_S), function, self._today()),
+                f"INSERT INTO sessions SELECT ?, ?, NULL, ? WHERE EXISTS ({_LIVING})",
+                (self._hash(tokens.SESSION, session), function, int(self._clock() // _HOUR_S), function, *self._now()),
             )
         except sqlite3.IntegrityError:
             return False
@@ -246,6 +247,13 @@ class Store:
         self._db.execute("DELETE FROM sessions WHERE started_hour < ? AND outcome IS NOT NULL", (oldest,))
         return len(self._erase_where("expires_day <= ?", self._today()))
 
+    def sweep_ended(self) -> float | None:
+        """Erase functions whose own end has come. Gives the seconds until the next one's; None where there is none."""
+        now = int(self._clock())
+        self._erase_where("invocation_hash IN (SELECT invocation_hash FROM endings WHERE ends_at <= ?)", now)
+        row = self._one("SELECT min(ends_at) FROM endings")
+        return None if row is None or row[0] is None else max(0.0, row[0] - self._clock())
+
     # ------------------------------------------------------------------------------------------------------
 
     def session_hash(self, session: bytes) -> bytes:
@@ -258,6 +266,10 @@ class Store:
 
     def _hash(self, role: str, token: bytes) -> bytes:
         return tokens.token_hash(role, self._box, token)
+
+    def _now(self) -> tuple[int, int]:
+        """What _LIVES asks for."""
+        return self._today(), int(self._clock())
 
     def _today(self) -> int:
         return int(self._clock() // _DAY_S)

@@ -202,7 +202,7 @@ class Visit:
             await self._refuse(execute.channel, m.Code.FULL, f"this box runs {most} functions of one connection")
             return
         arguments = (execute.call, execute.arguments, stored.source)
-        call = Call(*arguments, manifest.egress, manifest.hosts, manifest.tor)
+        call = Call(*arguments, manifest.egress, manifest.hosts, manifest.tor, manifest.box, execute.onward)
         self._guest.starting += 1
         try:
             known = await self._desk.start(execute.session, execute.invocation, call, manifest)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from bento_tor.client.transport import Transport
 
 F = TypeVar("F", bound=Callable[..., Any])
+# One that names many boxes is the longest.
+_MAX_TICKET_CHARS = 8192
 
 
 def reach_options(command: F) -> F:
@@ -272,16 +274,31 @@ def _find_kept(name: str, *, ended_too: bool) -> tuple[str, KeptSession]:
 
 
 def _maybe_ticket(name: str, maybe_box: str | None = None) -> Ticket | None:
+    maybe_text = _maybe_secret(name)
+    return None if maybe_text is None else tickets.parse(maybe_text, maybe_box=maybe_box)
+
+
+def read_ticket(name: str) -> str:
+    """The text of a ticket: @FILE, or - for standard input. Raises ConfigError."""
+    maybe_text = _maybe_secret(name)
+    if maybe_text is None:
+        raise ConfigError(f"{name!r} names no ticket", hint="it is read from a file, as @FILE, or from input, as -")
+    return maybe_text
+
+
+def _maybe_secret(name: str) -> str | None:
     """Tokens never stand on a command line, where `ps` shows them."""
     if name.startswith("bento1:"):
         raise ConfigError("a ticket is a secret, and the command line is not", hint="put it into a file: @FILE, or -")
     if name == "-" and stdin_is_terminal():
-        return tickets.parse(click.prompt("ticket", hide_input=True, err=True), maybe_box=maybe_box)
+        prompted: str = click.prompt("ticket", hide_input=True, err=True)
+        return prompted
     if name == "-":
-        return tickets.parse(_first_line(), maybe_box=maybe_box)
+        return _first_line()
     if name.startswith("@"):
         try:
-            return tickets.parse(Path(name[1:]).read_text(encoding="utf-8", errors="replace"), maybe_box=maybe_box)
+            with Path(name[1:]).open(encoding="utf-8", errors="replace") as file:
+                return file.read(_MAX_TICKET_CHARS)
         except OSError as why:
             raise ConfigError(f"cannot read {name[1:]}: {why.strerror}") from why
     return None
@@ -291,7 +308,7 @@ def _first_line() -> str:
     """Of standard input, and not a byte more: what follows is the function's."""
     line = bytearray()
     with suppress(OSError):
-        while len(line) < 4096 and (byte := os.read(0, 1)) not in (b"", b"\n"):
+        while len(line) < _MAX_TICKET_CHARS and (byte := os.read(0, 1)) not in (b"", b"\n"):
             line += byte
     return line.decode("utf-8", "replace")
 

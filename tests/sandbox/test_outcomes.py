@@ -63,7 +63,7 @@ ENDS = [
     ("pads to a negative number", "def f(): api.pad_to(-1)", "raised", "ValueError: api.pad_to"),
     ("holds for longer than a box does", "def f(): api.pad_to(1, 601)", "raised", "ValueError: api.pad_to"),
     ("asks for too much padding", "def f(): api.pad(-1)", "raised", "ValueError: api.pad"),
-    ("uses what is not there yet", "def f(): api.box", "raised", "this box does not offer it yet"),
+    ("needs a third", "def f(): api.box", "raised", "needs the key 'box'"),
     ("needs a manifest key", "def f(): api.tor", "raised", "the key 'tor'"),
     ("needs another one", "def f(): api.store", "raised", "the key 'store'"),
     ("misspells", "def f(): api.sned(1)", "raised", "api has no 'sned'"),
