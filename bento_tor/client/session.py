@@ -20,7 +20,9 @@ from bento_tor.client.transport import Silent
 from bento_tor.client.wire import Wire, refused
 from bento_tor.errors import BentoError, ConnectError, LocalProtocolError, RemoteProtocolError, TorError
 from bento_tor.policy.outcome import Outcome
+from bento_tor.protocol import frames
 from bento_tor.protocol import messages as m
+from bento_tor.protocol.states import Role
 
 # Output is acknowledged each time this much has been consumed: a fixed number, so that Acks tell nothing but volume.
 _ACK_EVERY_UNITS = m.INITIAL_WINDOW // 4
@@ -28,6 +30,8 @@ _ACK_EVERY_UNITS = m.INITIAL_WINDOW // 4
 # carries no more than one window in it.
 _WINDOW_UNITS = 4 * 1024 * 1024
 _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+# What `send_exactly` can make: one message, of more than 255 bytes (its frame then grows with it), in one frame.
+MIN_EXACT_BYTES, MAX_EXACT_BYTES = 400, m.MAX_DATA_BYTES
 
 # The last words of a connection that broke have reached the box by then, or never will. Later it is somebody else who
 # has attached, with our token: to take the session back from him for what broke hours ago would be wrong.
@@ -101,6 +105,7 @@ class Session:
         self.maybe_outcome: Outcome | None = None
         # Called with the offset that will be acknowledged: the place to note how far one has got.
         self.before_ack: Callable[[int], None] = lambda offset: None
+        self.acks_ride = False  # Acks go with `send_exactly` only
         self.maybe_shutdown: bytes | None = None  # the shutdown token of the function that `Box.run` stored for it
         self._line = line
         self._place = Place(wire, channel, offset)
@@ -190,7 +195,7 @@ class Session:
 
     def _next(self, place: Place, deadline: float | None) -> tuple[Place, m.Message]:
         received = self._consumed(place)
-        if received - place.acked >= _ACK_EVERY_UNITS:
+        if received - place.acked >= _ACK_EVERY_UNITS and not self.acks_ride:
             self.before_ack(received)
             place.acked = received
             place.wire.maybe_send(place.channel, _ack(place.channel, received))
@@ -222,6 +227,28 @@ class Session:
         """There will be no more input: the function's api.recv() raises EOFError from here on."""
         self._send(b"", end=False, eof=True)
 
+    def send_exactly(self, frame_bytes: int, make: Callable[[int], bytes]) -> bool:
+        """Send so many bytes (MIN_EXACT_BYTES to MAX_EXACT_BYTES), frames and all, in one write: an Ack of what was
+        consumed, and one message, which `make` makes of the length that it is told. False: the function has ended.
+
+        For who sets `acks_ride` before he reads: then nothing but this acknowledges, until he takes that back."""
+        if not MIN_EXACT_BYTES <= frame_bytes <= MAX_EXACT_BYTES:
+            raise LocalProtocolError(f"{frame_bytes} bytes in one write, not {MIN_EXACT_BYTES} to {MAX_EXACT_BYTES}")
+        with self._input:
+            while True:
+                # With its frames it is more than the message: more window than it takes.
+                place, window = self._again(lambda place: (place, place.wire.wait_window(place.channel, frame_bytes)))
+                if window:
+                    break
+                if not self._took_back(place):
+                    return False
+            ack = _ack(place.channel, self._consumed(place))
+            empty = m.Input(place.channel, place.wire.next_offset(place.channel), b"", True, False)
+            # A length of more than 255 takes a byte more than that of nothing.
+            room = frame_bytes - len(frames.encode_flight([ack, empty], Role.CLIENT)) - 1
+            self._note(make(room), end=True, eof=False)
+            return self._say_all((place, ack))
+
     def _send(self, data: bytes, *, end: bool, eof: bool) -> bool:
         with self._input:
             if self._unacknowledged.eof:
@@ -244,10 +271,10 @@ class Session:
                         return False
             return True
 
-    def _say_all(self) -> bool:
-        """Send what is noted. False: the function has ended."""
+    def _say_all(self, riding: tuple[Place, m.Ack] | None = None) -> bool:
+        """Send what is noted, with an Ack where its place is still ours. False: the function has ended."""
         while True:
-            place, done = self._again(lambda place: (place, self._pump(place)))
+            place, done = self._again(lambda place: (place, self._pump(place, riding)))
             if done or not self._took_back(place):
                 return done
 
@@ -258,13 +285,17 @@ class Session:
             self._unacknowledged.begin(begin)
             self._unacknowledged.add(part, end=end, eof=eof)
 
-    def _pump(self, place: Place) -> bool:
+    def _pump(self, place: Place, riding: tuple[Place, m.Ack] | None = None) -> bool:
         """Send all input that has not gone over this wire. False: the function has ended.
 
         Used by the one thread that sends input, or by the one that comes back, before others see its new place."""
         while (said := self._maybe_unsent(place)) is not None:
             place.eof_sent = said.eof
-            if not place.wire.maybe_send(place.channel, said):
+            flight: list[m.Message] = [said]
+            if riding is not None and riding[0] is place:
+                place.acked = riding[1].received
+                flight, riding = [riding[1], said], None
+            if not place.wire.maybe_send(place.channel, *flight):
                 return False
         return not place.wire.is_over(place.channel)
 

@@ -184,10 +184,10 @@ class Wire:
         with self._state:
             return self._refusals.get(channel)
 
-    def wait_window(self, channel: int) -> int:
-        """Wait until something may be sent on this channel; units. 0: the channel has ended."""
+    def wait_window(self, channel: int, least: int = 1) -> int:
+        """Wait until `least` units may be sent on this channel; how many may. 0: the channel has ended."""
         with self._state:
-            while (window := self._window(channel)) <= 0:
+            while (window := self._window(channel)) < least:
                 self._check()
                 if self._connection.channel_state(channel) in _OVER:
                     return 0

@@ -10,6 +10,7 @@ COMMANDS = {
     "auth": "keys for boxes that let in only whom they know",
     "attach": "come back to a session: its output, and your input",
     "close": "end a session",
+    "cover": "constant traffic to a box and back, in which data may ride",
     "detach": "let go of a session, wherever it is attached",
     "exec": "start a stored function, and leave it running",
     "keys": "what your keyring holds: list, rename, forget, export, import",
