@@ -54,14 +54,18 @@ def _is_number(word: str) -> bool:
     return isinstance(source.literal(word), int | float | complex)
 
 
-def load_source(path: str) -> Source:
-    """The function in this file, or the one that ships under this name."""
+image_option = click.option("--image", metavar="NAME", help="Run it in this image, whichever its manifest names.")
+
+
+def load_source(path: str, maybe_image: str | None = None) -> Source:
+    """The function in this file, or the one that ships under this name; for this image, where one is given."""
     if not path.strip():
         shipped = ", ".join(resources.shipped_functions())
         raise click.UsageError(f"FILE is empty: name a file of Python, or a function that ships ({shipped})")
     if Path(path).is_dir():
         raise ConfigError(f"{path} is a folder", hint="a function is one file of Python source")
-    return source.load(path)
+    function = source.load(path)
+    return function if maybe_image is None else function.in_image(maybe_image)
 
 
 def entry_of(function: Source) -> str:
