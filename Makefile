@@ -2,15 +2,19 @@
 VENV := .venv
 BENTO := $(VENV)/bin/bento-tor
 
-.PHONY: setup demo test test-fast lint format test-v2 soak bench clean
+.PHONY: setup setup-test demo test test-fast lint format test-v2 soak bench clean
 
 setup:
 	@./setup.sh
 
+# With Chromium, which only the tests need.
+setup-test:
+	@./setup.sh test
+
 demo: setup
 	@$(BENTO) demo
 
-test: setup lint
+test: setup-test lint
 	@$(VENV)/bin/python -Im pytest
 
 # What needs neither tor nor a jail: seconds.

@@ -1,6 +1,6 @@
 #!/bin/sh
-# All the set-up that `make demo` and `make test` need: Debian packages, the virtual environment, the function image.
-# Runs again at no cost: says nothing where there is nothing to do.
+# All the set-up that `make demo` needs, and with `./setup.sh test` what `make test` needs: Debian packages, the virtual
+# environment, the function images. Runs again at no cost: says nothing where there is nothing to do.
 set -eu
 cd "$(dirname "$0")"
 
@@ -15,8 +15,17 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 #   iproute2        the virtual address of an exit endpoint; the tests' network namespaces
 #   python3-venv    makes the virtual environment and the function image
 #   ca-certificates what functions verify TLS with
+# And for the image that the tests need besides:
+#   chromium-headless-shell  Chromium without a desktop, for functions that render pages
+#   fonts-liberation         what it writes letters with
+packages="tor bubblewrap libseccomp2 nftables iproute2 python3-venv ca-certificates"
+images=python
+if [ "${1:-}" = test ]; then
+    packages="$packages chromium-headless-shell fonts-liberation"
+    images="$images browser"
+fi
 missing=
-for package in tor bubblewrap libseccomp2 nftables iproute2 python3-venv ca-certificates; do
+for package in $packages; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
 done
 if [ -n "$missing" ]; then
@@ -51,5 +60,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ] || ! .venv/bin/python -c 'import
     printf '%s' "$want" >"$stamp"
 fi
 
-# --- the image that functions see ----------------------------------------------------------------------------
-.venv/bin/bento-tor --quiet image build python || fail "the function image could not be built"
+# --- the images that functions see ---------------------------------------------------------------------------
+for image in $images; do
+    .venv/bin/bento-tor --quiet image build "$image" || fail "the image $image could not be built"
+done

@@ -35,10 +35,11 @@ def command() -> None:
 @dir_option
 @json_option
 def build(name: str, requirements: Path | None, images_dir: Path | None, as_json: bool) -> None:
-    """Build the image NAME (python), unless it is up to date.
+    """Build the image NAME (python, browser), unless it is up to date.
 
-    The interpreter is the system's /usr/bin/python3. Packages come as wheels, just those that are named; nothing of
-    them runs while they are installed. Offer your own image to functions by the policy's `images`."""
+    The interpreter is the system's /usr/bin/python3; Chromium, in `browser`, is Debian's. Packages come as wheels, just
+    those that are named; nothing of them runs while they are installed. Offer an image to functions by the policy's
+    `images`."""
     folder = (images_dir or images.default_dir()).absolute()
     image = images.build(name, folder, ui.say, maybe_requirements=requirements)
     if as_json:
@@ -57,7 +58,8 @@ def list_(images_dir: Path | None, as_json: bool) -> None:
         ui.say("no image has been built: 'bento-tor image build' makes one")
     else:
         for image in found:
-            ui.result(f"{image.name}  Python {image.version}  {image.digest[:12]}  {image.path}")
+            browser = f"  Chromium {image.browser}" if image.browser else ""
+            ui.result(f"{image.name}  Python {image.version}{browser}  {image.digest[:12]}  {image.path}")
 
 
 @command.command()
@@ -81,4 +83,5 @@ def check(name: str, images_dir: Path | None, as_json: bool) -> None:
 
 
 def _facts(image: images.Image) -> dict[str, str]:
-    return {"name": image.name, "python": image.version, "digest": image.digest, "path": str(image.path)}
+    facts = {"name": image.name, "python": image.version, "digest": image.digest, "path": str(image.path)}
+    return facts | ({"chromium": image.browser} if image.browser else {})

@@ -24,6 +24,14 @@ class Source(msgspec.Struct, frozen=True):
     manifest: Manifest
     functions: tuple[str, ...]
 
+    def in_image(self, name: str) -> Source:
+        """The same, to be run in another image than its manifest names. Raises ConfigError where that is no name."""
+        try:
+            manifest = msgspec.convert(msgspec.to_builtins(self.manifest) | {"image": name}, type=Manifest)
+        except msgspec.ValidationError as why:
+            raise ConfigError(f"{name!r} is no name of an image", hint="'client policy' shows what a box has") from why
+        return msgspec.structs.replace(self, manifest=manifest)
+
 
 class Call(msgspec.Struct, frozen=True):
     """What to run: a name, and the literal source of `(positional, by_name)`. `onward`: for a function that asks."""

@@ -102,10 +102,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if value < 1:
                 raise ValueError(f"limits.{name} must be at least 1, not {value}")
         for image in set(self.images) & set(NEEDS):
-            for name in NEEDED:
-                has, needs = getattr(self.limits, name), getattr(NEEDS[image], name)
-                if has < needs:
-                    raise ValueError(f"limits.{name} must be at least {needs} for the image {image!r}, not {has}")
+            needs = {name: getattr(NEEDS[image], name) for name in NEEDED}
+            for name in needs:
+                if (has := getattr(self.limits, name)) < needs[name]:
+                    told = ", ".join(f"{other} {value}" for other, value in needs.items())
+                    raise ValueError(f"limits.{name} is too little, {has}: the image {image!r} needs {told}")
         try:
             destinations.parse_operator(self.egress_rules)
         except ConfigError as why:

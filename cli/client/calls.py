@@ -54,9 +54,13 @@ def _is_number(word: str) -> bool:
     return isinstance(source.literal(word), int | float | complex)
 
 
-def load_source(path: str) -> Source:
-    """The function in this file, or the one that ships under this name."""
-    return source.parse(*read_source(path))
+image_option = click.option("--image", metavar="NAME", help="Run it in this image, whichever its manifest names.")
+
+
+def load_source(path: str, maybe_image: str | None = None) -> Source:
+    """The function in this file, or the one that ships under this name; for this image, where one is given."""
+    function = source.parse(*read_source(path))
+    return function if maybe_image is None else function.in_image(maybe_image)
 
 
 def read_source(path: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import click
 
 from bento_tor.cli import ui
 from bento_tor.cli.client.attach import leave
-from bento_tor.cli.client.calls import CallingCommand, call_of, entry_of, load_source
+from bento_tor.cli.client.calls import CallingCommand, call_of, entry_of, image_option, load_source
 from bento_tor.cli.client.leaving import Left, carry
 from bento_tor.cli.client.reach import Reach, box_option, no_keyring_option, pass_reach
 from bento_tor.cli.client.remember import forget_function, keep_function, keep_session
@@ -31,6 +31,7 @@ from bento_tor.errors import BentoError
 @click.option("--call", "call_text", metavar="'NAME(LITERALS)'", help="Run this call instead of the entry.")
 @click.option("--raw", is_flag=True, help="Write messages as they are: no newline after text.")
 @click.option("-o", "--output", metavar="FILE", help="Write the output, as it is, into this file.")
+@image_option
 @no_keyring_option
 @box_option
 @json_option
@@ -41,6 +42,7 @@ def command(
     call_text: str | None,
     raw: bool,
     output: str | None,
+    image: str | None,
     no_keyring: bool,
     box_address: str,
     as_json: bool,
@@ -51,7 +53,7 @@ def command(
     Lines of standard input are its input; its output goes to standard output. Then it is erased at the box, and
     nothing has been written to disk here. Ctrl-C leaves it running, in your keyring; Ctrl-C twice ends it.
     Arguments that begin with a dash and are no numbers stand behind --."""
-    function = load_source(file)
+    function = load_source(file, image)
     call = call_of(function, arguments, call_text)
     talk = Talk(raw=raw, file=output, as_json=as_json)
     started = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from bento_tor.cli import ui
-from bento_tor.cli.client.calls import entry_of, load_source
+from bento_tor.cli.client.calls import entry_of, image_option, load_source
 from bento_tor.cli.client.reach import Reach, box_option, no_keyring_option, pass_reach
 from bento_tor.cli.client.remember import keep_function
 from bento_tor.cli.completion import complete_source
@@ -18,15 +18,24 @@ from bento_tor.client.tickets import Ticket
 @click.command()
 @click.argument("file", shell_complete=complete_source)
 @click.option("--name", metavar="NAME", help="Its name in your keyring; by default the file's.")
+@image_option
 @no_keyring_option
 @box_option
 @json_option
 @pass_reach
-def command(file: str, name: str | None, no_keyring: bool, box_address: str, as_json: bool, reach: Reach) -> None:
+def command(
+    file: str,
+    name: str | None,
+    image: str | None,
+    no_keyring: bool,
+    box_address: str,
+    as_json: bool,
+    reach: Reach,
+) -> None:
     """Store FILE (or a function that ships) at a box, and print its tickets.
 
     The invocation ticket lets its holder run the function; the shutdown ticket lets her erase it. Both are secrets."""
-    function = load_source(file)
+    function = load_source(file, image)
     wanted = "" if no_keyring else keyring.check_name(function.name if name is None else name)
     with (
         ui.bar(f"storing {function.name} at {box_address}", len(function.text.encode())) as sent,

@@ -37,17 +37,21 @@ def web(load):
 
 
 @pytest.fixture(scope="session")
-def web_box(tor_network, web, running_box, tmp_path_factory):
+def web_box(tor_network, web, running_box, browser_image, tmp_path_factory):
     """A box on that machine, beside a relay that exits, published."""
     exit_, client = tor_network.exits[0], tor_network.client
     config = f"""
 relay = "{exit_.control}"
 ready = 2
 [policy]
+images = ["python", "browser"]
 egress = ["exit"]
 [policy.limits]
 wall_s = 120
-memory_bytes = 134217728
+memory_bytes = 268435456
+pids = 128
+data_bytes = 67108864
+open_files = 256
 """
     state = tmp_path_factory.mktemp("web") / "s"
     running = running_box(state, "--publish", "--control", str(client.control), config=config, within=web.enter)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from bento_tor.errors import ConfigError
 from bento_tor.policy import document
 from bento_tor.policy.document import Policy
-from bento_tor.policy.limits import MIB, Limits
+from bento_tor.policy.limits import MIB, NEEDED, NEEDS, Limits
 from bento_tor.policy.manifest import Manifest
 from bento_tor.protocol.messages import MAX_POLICY_BYTES
 
@@ -92,3 +93,18 @@ def test_the_largest_policy_fits_a_message() -> None:
 def test_a_limit_that_is_none_is_no_policy(limits: Limits) -> None:
     with pytest.raises(ValueError, match="must be at least 1"):
         Policy(limits=limits)
+
+
+def test_the_image_browser_wants_limits_that_chromium_can_live_with():
+    for name in NEEDED:
+        few = msgspec.structs.replace(NEEDS["browser"], **{name: 1})
+        with pytest.raises(
+            ValueError, match=rf"limits\.{name} is too little, 1: the image 'browser' needs memory_bytes "
+        ):
+            Policy(images=("python", "browser"), limits=few)
+    policy = Policy(images=("browser",), limits=NEEDS["browser"])
+    assert document.misfits(Manifest(image="browser"), policy) == []
+    assert document.misfits(Manifest(image="browser", memory=100, disk=1), policy) == [
+        "asks for 100 MiB of memory; its image 'browser' needs 256 MiB",
+        "asks for 1 MiB of disk; its image 'browser' needs 64 MiB",
+    ]

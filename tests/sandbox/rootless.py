@@ -50,6 +50,30 @@ def without_user_namespaces(jail: Jail) -> str:
     return os.read(read, 4096).decode()
 
 
+class Unlimited(Jail):
+    """One that does not ask for a cgroup: Chromium would not run, but its /proc is there to be seen."""
+
+    def _refuse_browser(self) -> None:
+        pass
+
+
+def look_at_proc(folder: Path) -> str:
+    """What a function in the image browser sees of it."""
+    names = "sorted(name for name in os.listdir('/proc') if not name.isdigit())"
+    source = f"import os\ndef f(): return {names}, os.listdir('/proc/1')"
+    with Unlimited(images.load(folder, "browser")) as jail:
+        return runner.run(jail, source).messages[0].decode()
+
+
+def without_memory_limit(folder: Path) -> str:
+    """What is said where the image browser cannot be had; nothing where it can."""
+    try:
+        with Jail(images.load(folder, "browser")):
+            return ""
+    except SandboxError as error:
+        return error.message
+
+
 def main() -> None:
     told = {"uid": os.getuid()}
     with Jail(images.load(Path(sys.argv[1]), "python")) as jail:
@@ -59,6 +83,8 @@ def main() -> None:
             talk = runner.run(jail, source, limits=Limits(pids=16, memory_bytes=64 * MIB))
             told[name] = [talk.outcome.word, talk.outcome.detail, [m.decode() for m in talk.messages]]
         told["forbidden"] = without_user_namespaces(jail)
+    told["browser"] = without_memory_limit(Path(sys.argv[1]))
+    told["proc"] = look_at_proc(Path(sys.argv[1]))
     print(json.dumps(told))
 
 

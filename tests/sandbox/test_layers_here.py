@@ -7,6 +7,7 @@ import os
 import pytest
 
 from bento_tor.sandbox import layers
+from bento_tor.sandbox.jail import Jail
 from bento_tor.sandbox.layers import ESSENTIAL, Layer
 
 pytestmark = pytest.mark.sandbox
@@ -20,6 +21,14 @@ def test_every_layer_holds_where_we_are_root(jail, nothing_left):
     assert layers.missing(found) == []
     weak = [layer for layer in found if not layer.effective]
     assert not weak or os.geteuid() != 0 or jail.effective != {"memory", "pids", "cpu"}, weak
+
+
+def test_every_layer_holds_in_the_image_browser_too(image, browser_image, nothing_left):
+    with Jail(image, browser_image) as both, Jail(browser_image) as alone:
+        assert layers.missing(layers.probe(both)) == []
+        found = {layer.name: layer for layer in layers.probe(alone)}
+    assert layers.missing(tuple(found.values())) == []
+    assert found["no-proc"].how == "its own processes only"
 
 
 def test_what_is_missing_is_named():

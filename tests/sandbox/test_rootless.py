@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def told(image, ordinary_user):
+def told(image, browser_image, ordinary_user):
     """What rootless.py tells."""
     ordinary_user.add(HERE / "runner.py", HERE / "rootless.py")
     answer = ordinary_user.run("rootless", str(image.path.parent))
@@ -58,3 +58,12 @@ def test_forbidden_user_namespaces_are_named(told):
     assert "bubblewrap cannot make a sandbox" in told["forbidden"]
     assert "namespace" in told["forbidden"].partition("|")[0]
     assert "let ordinary users make user namespaces" in told["forbidden"]
+
+
+def test_chromium_wants_a_cgroup_and_says_so(told):
+    wanted = "" if "memory" in told["effective"] else "the image browser needs a cgroup that limits memory"
+    assert told["browser"].startswith(wanted) and bool(told["browser"]) == bool(wanted)
+
+
+def test_in_the_image_browser_there_are_processes_in_proc_and_no_more(told):
+    assert told["proc"] == "(['self', 'thread-self'], [])"

@@ -66,6 +66,14 @@ def test_the_program_ends_in_a_verdict_and_fits_the_kernel():
     assert compile_profile("python", locks=False) != program
 
 
+def test_chromium_gets_a_few_calls_more_and_no_other_verdict():
+    plain, more = (compile_profile(name, locks=True) for name in ("python", "browser"))
+    instructions = [struct.unpack_from("=HBBI", more, at) for at in range(0, len(more), 8)]
+    assert {value for code, _, _, value in instructions if code == 6} == {0x7FFF_0000, 0x50001, 0x50026, 0x8000_0000}
+    # execve, sysinfo, arch_prctl (one function of it), prctl (two): a line or a few for each.
+    assert 0 < (len(more) - len(plain)) // 8 < 40
+
+
 def test_an_unknown_profile_is_an_error():
     with pytest.raises(SandboxError, match="no seccomp profile 'anything'"):
         compile_profile("anything", locks=True)
