@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -148,6 +148,21 @@ def _serving(folder: Path) -> Iterator[Callable[[Callable[[socket.socket], objec
         server.close()
 
 
+@pytest.fixture
+def tap(short_path: Path) -> Iterator[Callable[..., Any]]:
+    """Listen in between a client and a box's socket, or tor's SOCKS port: give the target, get a `Tap`."""
+    module, made = _load(HERE / "tap.py"), []
+
+    def listen(target: Path | tuple[str, int]) -> Any:
+        path = short_path / f"tap-{len(made)}" if isinstance(target, Path) else None
+        made.append(module.Tap(target, path, socks=path is None))
+        return made[-1]
+
+    yield listen
+    for each in made:
+        each.close()
+
+
 # --- an ordinary user -------------------------------------------------------------------------------------------
 
 ORDINARY_UID = 54_321
@@ -253,14 +268,23 @@ def _name_of(process: psutil.Process) -> str:
 class RunningBox:
     """`bento-tor serve` as a user starts it."""
 
-    def __init__(self, state: Path, *options: str, config: str = BOX_CONFIG) -> None:
+    def __init__(
+        self,
+        state: Path,
+        *options: str,
+        config: str = BOX_CONFIG,
+        within: Callable[..., list[str]] = lambda *command: list(command),
+    ) -> None:
+        """`within`: makes a command line that runs somewhere else, for instance in other namespaces."""
         self.state = state
         self.address = f"unix:{state}/box.sock"
         (state.parent / "box.toml").write_text(config)
         self.log = (state.parent / "log").open("a+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bento_tor.cli", "serve", "--state", str(state), "--json"]
-            + ["--config", str(state.parent / "box.toml"), *options],
+            within(
+                *[sys.executable, "-m", "bento_tor.cli", "serve", "--state", str(state), "--json"],
+                *["--config", str(state.parent / "box.toml"), *options],
+            ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self.log,

@@ -20,7 +20,7 @@ from bento_tor.client.session import Begun, Session
 from bento_tor.client.source import Call, Source, entry_call
 from bento_tor.client.terms import AcceptPolicy, Terms
 from bento_tor.client.tickets import Ticket
-from bento_tor.client.transport import Transport
+from bento_tor.client.transport import Broken, Transport
 from bento_tor.client.upload import Upload
 from bento_tor.client.wire import CONNECTION, Wire, refused
 from bento_tor.controller.endpoints import Endpoint
@@ -260,14 +260,20 @@ class Box:
 
         return self._line.again(work)
 
-    def shutdown(self, token: bytes) -> None:
-        """Erase the function of this shutdown token, and end its sessions."""
+    def shutdown(self, token: bytes, *, last: bool = False) -> None:
+        """Erase the function of this shutdown token, and end its sessions.
+
+        `last`: nothing more is wanted of this connection. Where a padded session (`api.pad_to`) has ended on it, the
+        box erases and hangs up without a word; that is its answer then."""
 
         def work(wire: Wire, done: int) -> None:
             channel = wire.new_channel()
             self._line.fly(wire, [m.Shutdown(channel, token)])
             try:
                 _finish(wire, channel, m.Gone)
+            except Broken:
+                if not last:
+                    raise
             except Refused as error:
                 # Said twice: the first time may have done it, and the answer was lost.
                 if not (done and error.code == m.Code.TOKEN):

@@ -32,6 +32,10 @@ length (big-endian), and a body.
                    0x89 STORE_DATA    up to 64 KiB of the blob that a put announced and the box agreed to
                    0x8A TOR           1 byte verb (connect, new_circuit, circuits, close_circuit, publish, network,
                                       withdraw), 2 bytes port, 8 bytes number of a circuit, service or relay, a host
+                   0x8B PAD_TO        8 bytes N, 8 bytes milliseconds: at the end all that the box sent on the reader's
+                                      connection is a multiple of N bytes; nothing of the output leaves before the
+                                      session has ended, and then at the next multiple of that time since its start
+                                      (all ones: it leaves as it comes)
                    0x85 RETURNED      last word; the value has been sent as a last message
                    0x86 RAISED        last word; up to 2 KiB of traceback, of the function's own lines
                    0x87 EXITED        last word; 1 byte of exit status
@@ -57,12 +61,14 @@ CODE, INPUT, HOST_REPLY, HOST_REFUSED = 0x01, 0x02, 0x03, 0x04
 EGRESS, KEEPING, STORE_REPLY, STORE_REFUSED, STORE_BYTES = 0x06, 0x07, 0x08, 0x09, 0x0A
 TOR_GATE, TOR_REPLY, TOR_REFUSED = 0x0B, 0x0C, 0x0D
 FAR_BOX = 0x0E
-STORE, STORE_DATA, TOR = 0x88, 0x89, 0x8A
+STORE, STORE_DATA, TOR, PAD_TO = 0x88, 0x89, 0x8A, 0x8B
 READY, MESSAGE, PADDING, HOST, RETURNED, RAISED, EXITED = 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x87
 END, EOF = 0x01, 0x02
 MAX_PART_BYTES = 64 * 1024
 MAX_TRACEBACK_BYTES = 2 * 1024
 MAX_PADDING_BYTES = 1 << 32
+MAX_RELEASE_S = 600
+UNHELD = (1 << 64) - 1
 FUNCTION_FILE = "function.py"
 EGRESS_MODULE = "__egress__"
 KEEPING_MODULE = "__keeping__"
@@ -72,8 +78,6 @@ FAR_MODULE = "__box__"
 MODULES = {EGRESS: EGRESS_MODULE, KEEPING: KEEPING_MODULE, TOR_GATE: TOR_MODULE, FAR_BOX: FAR_MODULE}
 MAX_FILTER_BYTES = 8 * 4096  # the kernel takes so many instructions, of 8 bytes each
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
-# Known to the design, not yet to this box: the error should say which of the two a name is.
-NOT_YET = ("pad_to",)
 # There for whose manifest asks for it.
 ASKED_FOR = ("store", "tor", "box")
 
@@ -179,6 +183,22 @@ class Api:
             raise ValueError(f"api.pad takes a number of bytes from 0 to {MAX_PADDING_BYTES}")
         self._wire.write(PADDING, length.to_bytes(8, "big"))
 
+    def pad_to(self, multiple: int, release: float | None = None) -> None:
+        """Let the box pad this session's end: all that it sends on the reader's connection, to the last byte of the
+        last word, becomes a multiple of `multiple` bytes (0: no padding). Say it first: it holds however the
+        function ends.
+
+        With `release` nothing of the output leaves before the function has ended, and then at the next multiple of
+        so many seconds since its start (0: at once), so that time tells as little as size does."""
+        if isinstance(multiple, bool) or not isinstance(multiple, int) or not 0 <= multiple <= MAX_PADDING_BYTES:
+            raise ValueError(f"api.pad_to takes a number of bytes from 0 to {MAX_PADDING_BYTES}")
+        held_ms = UNHELD
+        if release is not None:
+            if not isinstance(release, int | float) or not 0 <= release <= MAX_RELEASE_S:
+                raise ValueError(f"api.pad_to takes a release from 0 to {MAX_RELEASE_S} seconds")
+            held_ms = round(release * 1000)
+        self._wire.write(PAD_TO, multiple.to_bytes(8, "big") + held_ms.to_bytes(8, "big"))
+
     def connect(self, host: str, port: int, timeout_s: float | None = None) -> object:
         """A connected socket to a host outside. Raises OSError with the reason where the box lets nothing there."""
         egress = sys.modules.get(EGRESS_MODULE)
@@ -206,9 +226,7 @@ class Api:
     def __getattr__(self, name: str) -> object:
         if name in ASKED_FOR:
             raise Unavailable(f"api.{name}: needs the key {name!r} in the function's [tool.bento] table")
-        if name in NOT_YET:
-            raise Unavailable(f"api.{name}: this box does not offer it yet")
-        raise Unavailable(f"api has no {name!r}; it has args, send, recv, poll, pad, log and host")
+        raise Unavailable(f"api has no {name!r}; it has args, send, recv, poll, pad, pad_to, log and host")
 
     def _wait_answer(self) -> tuple[int, bytes]:
         """The next frame that is no input; `_receiving` is held."""

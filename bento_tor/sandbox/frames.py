@@ -26,11 +26,15 @@ FAR_BOX = 0x0E
 READY, MESSAGE, PADDING, HOST, RETURNED, RAISED, EXITED = 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x87
 STORE, STORE_DATA = 0x88, 0x89
 TOR = 0x8A
+PAD_TO = 0x8B
 
 END, EOF = 0x01, 0x02  # flags of MESSAGE and INPUT; EOF only on INPUT
 MAX_PART_BYTES = 64 * 1024
 MAX_TRACEBACK_BYTES = 2 * 1024
 MAX_PADDING_BYTES = 1 << 32
+MAX_RELEASE_S = 600
+UNHELD = (1 << 64) - 1
+_PAD_TO = struct.Struct("!QQ")
 MAX_BLOB_NAME_BYTES = 256
 _STORE_HEADER = struct.Struct("!BqQ")
 MAX_HOST_BYTES = 253
@@ -42,6 +46,7 @@ _LENGTHS = {
     READY: (0, 0),
     MESSAGE: (1, 1 + MAX_PART_BYTES),
     PADDING: (8, 8),
+    PAD_TO: (_PAD_TO.size, _PAD_TO.size),
     HOST: (0, 0),
     RETURNED: (0, 0),
     RAISED: (0, MAX_TRACEBACK_BYTES),
@@ -70,6 +75,15 @@ class Padding:
     """The function asks for `length` bytes of padding."""
 
     length: int
+
+
+@dataclass(frozen=True, slots=True)
+class PadTo:
+    """The function wants its reader's connection to end at a multiple of so many bytes; where `maybe_release_s` is
+    given, nothing leaves before the session's end, and then at the next multiple of that time."""
+
+    multiple: int
+    maybe_release_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +173,7 @@ _BARE: dict[int, Ready | HostRequest | Returned] = {
     RETURNED: Returned(),
 }
 Request = HostRequest | StoreRequest | StoreData | TorRequest
-Frame = Ready | Message | Padding | Request | Returned | Raised | Exited | Illegal
+Frame = Ready | Message | Padding | PadTo | Request | Returned | Raised | Exited | Illegal
 LAST_WORDS = (Returned, Raised, Exited)
 
 
@@ -212,6 +226,8 @@ def _decode(kind: int, body: bytes) -> Frame:
     if kind == PADDING:
         length = int.from_bytes(body, "big")
         return Padding(length) if length <= MAX_PADDING_BYTES else Illegal(f"padding of {length} bytes")
+    if kind == PAD_TO:
+        return _decode_pad_to(body)
     if kind == RAISED:
         return Raised(body.decode("utf-8", "replace"))
     if kind == EXITED:
@@ -223,6 +239,13 @@ def _decode(kind: int, body: bytes) -> Frame:
     if kind == TOR:
         return _decode_tor(body)
     return _BARE[kind]
+
+
+def _decode_pad_to(body: bytes) -> PadTo | Illegal:
+    multiple, held_ms = _PAD_TO.unpack(body)
+    if multiple > MAX_PADDING_BYTES or UNHELD > held_ms > MAX_RELEASE_S * 1000:
+        return Illegal(f"padding to {multiple} bytes, held for {held_ms} ms")
+    return PadTo(multiple, None if held_ms == UNHELD else held_ms / 1000)
 
 
 def _decode_store(body: bytes) -> StoreRequest | Illegal:

@@ -15,6 +15,9 @@ from typing import Protocol
 from bento_tor.errors import LocalProtocolError
 from bento_tor.policy.outcome import Outcome
 from bento_tor.protocol import messages as m
+from bento_tor.protocol.connection import Role
+from bento_tor.protocol.frames import encode
+from bento_tor.server import padding
 from bento_tor.server.session import Session
 from bento_tor.server.spool import Spoilt
 
@@ -36,6 +39,13 @@ class Place(Protocol):
 
     async def send(self, *messages: m.Message) -> None:
         """Send, in one write."""
+
+    @property
+    def sent_bytes(self) -> int:
+        """What has gone on this connection so far, from its first byte."""
+
+    def seal(self) -> None:
+        """A padded session ends here: what would be said after it would be too much."""
 
     async def send_in_turn(self, make: Callable[[], Sequence[m.Message]]) -> bool:
         """Wait until all who waited before have sent, then send what `make` gives. False: it gave nothing."""
@@ -110,7 +120,8 @@ class Reading:
             await self._place.send(m.Refused(self._channel, m.Code.DISPLACED, "another client reads this session now"))
             return True
         await self._tell_window()
-        while self._may_go_on and self._place.window(self._channel):
+        held = self.session.promise.holds
+        while not held and self._may_go_on and self._place.window(self._channel):
             await self.session.backlog.load(self._offset)
             sent = await self._place.send_in_turn(self._next_pieces)
             # A reader before us may have loaded something else meanwhile.
@@ -124,11 +135,12 @@ class Reading:
             await self._place.send(m.Refused(self._channel, m.Code.OFFSET, "the output from there on is not kept"))
             return True
         outcome = self.session.maybe_outcome
-        if outcome is None or self._offset < self.session.output.stop:
+        if held or outcome is None or self._offset < self.session.output.stop:
             return False
-        self.told = True
-        await self._place.send(_ended(self._channel, outcome, self.session.log_tail))
-        return True
+        ended = _ended(self._channel, outcome, self.session.log_tail)
+        while not self.told and await self._place.send_in_turn(lambda: self._last_pieces(ended)):
+            pass
+        return self.told
 
     @property
     def _may_go_on(self) -> bool:
@@ -152,7 +164,8 @@ class Reading:
             return messages
         window, room = self._place.window(self._channel), _TURN_BYTES
         while window and room > 0 and len(messages) < _TURN_MESSAGES:
-            piece = self.session.output.maybe_read(self._offset, window, min(room, m.MAX_DATA_BYTES))
+            most_units = min(window, self._step_units)
+            piece = self.session.output.maybe_read(self._offset, most_units, min(room, m.MAX_DATA_BYTES))
             if piece is None:
                 break
             if piece.padding:
@@ -162,6 +175,41 @@ class Reading:
             self._offset = piece.stop
             window -= piece.stop - piece.offset
             room -= len(piece.data)
+        return messages
+
+    @property
+    def _step_units(self) -> int:
+        """How far the next frame may go."""
+        step = padding.STEP_UNITS
+        return step - self._offset % step if self.session.promise.multiple else 1 << 62
+
+    def _last_pieces(self, ended: m.Ended) -> list[m.Message]:
+        """What goes out in one turn after all output: padding where it was promised, and the end. Nothing: the window
+        is full. Made in our turn, so that nobody's bytes come between the count and the end."""
+        messages: list[m.Message] = []
+        if not self._may_go_on:
+            return messages
+        channel, multiple = self._channel, self.session.promise.multiple
+        gap = padding.gap_bytes(self._place.sent_bytes, len(encode(ended, Role.BOX)), multiple)
+        window, room = self._place.window(channel), _TURN_BYTES
+        while room > 0 and (gap := padding.reachable(gap, multiple, channel, self._offset)):
+            units = min(window, room)
+            length = padding.next_length(gap, channel, self._offset, min(units, self._step_units))
+            # The very last bytes need not stop at a step, or too little might be left behind it.
+            length = length or padding.next_length(gap, channel, self._offset, units)
+            if not length:
+                return messages
+            self.session.output.append_padding(length)
+            messages.append(m.Padding(channel, self._offset, bytes(length)))
+            gap -= padding.frame_bytes(channel, self._offset, length)
+            self._offset += length
+            window -= length
+            room -= length
+        if not gap:
+            self.told = True
+            messages.append(ended)
+            if multiple:
+                self._place.seal()
         return messages
 
     async def _tell_window(self) -> None:

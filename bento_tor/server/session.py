@@ -24,6 +24,7 @@ from bento_tor.server.backlog import Backlog
 from bento_tor.server.gating import Gating
 from bento_tor.server.keeping import Keeping, OutOfOrder
 from bento_tor.server.output import Output
+from bento_tor.server.padding import Promise
 from bento_tor.server.spool import Ref
 
 _READ_BYTES = 64 * 1024
@@ -96,6 +97,7 @@ class Session:
         self._maybe_kill: Callable[[Kind], None] | None = None
         self._maybe_ending: Kind | None = None
         self._over = False  # its processes are gone
+        self.promise = Promise()
 
     # --- what a connection uses -------------------------------------------------------------------------------
 
@@ -184,6 +186,7 @@ class Session:
 
     async def run(self, link: KeeperLink, cell: LinkedCell, call: Call) -> Outcome:
         """Carry bytes between function and readers until it has ended; how it did is told by `finish`."""
+        self.promise.started_at = asyncio.get_running_loop().time()
         self._maybe_kill = lambda why: link.kill(cell.number, why)
         if self._maybe_ending is not None:
             self._maybe_kill(self._maybe_ending)
@@ -206,6 +209,17 @@ class Session:
     def finish(self, outcome: Outcome) -> None:
         """It is over: the reader may be told. Only once it is on disk, or a box killed now would say otherwise."""
         self.maybe_outcome = outcome
+        self._let_go()
+        self.ring()
+
+    def _let_go(self) -> None:
+        """What is held may leave, at its time."""
+        loop = asyncio.get_running_loop()
+        if (when := self.promise.maybe_let_go(loop.time())) is not None:
+            loop.call_at(when, self._leave)
+
+    def _leave(self) -> None:
+        self.promise.left = True
         self.ring()
 
     async def _finish_reading(self, *readings: asyncio.Task[None]) -> None:
@@ -270,6 +284,8 @@ class Session:
             bell = self._bell
             if await self.backlog.has_room():
                 return
+            # More than may be kept: the rest would never come if this did not leave.
+            self._let_go()
             await bell.wait()
 
     async def _take(self, frame: frames.Frame, kill: Callable[[], None]) -> None:
@@ -280,6 +296,11 @@ class Session:
                 self.output.append(data, end=end)
             case frames.Padding(length):
                 self.output.append_padding(length)
+            case frames.PadTo(multiple, maybe_release_s):
+                if multiple > self._output_bytes:
+                    kill()  # nobody could tell this padding from a flood
+                else:
+                    self.promise.make(multiple, maybe_release_s)
             case frames.HostRequest():
                 await self._tell(frames.encode_host_reply(await self._host()))
             case frames.StoreRequest() | frames.StoreData():

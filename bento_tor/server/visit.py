@@ -61,6 +61,8 @@ class Visit:
         self._heard_at = self._loop.time()
         self._maybe_frame_began: float | None = None
         self._upload_deadlines: dict[int, float] = {}
+        self.sent_bytes = 0  # on this connection, from its first byte
+        self._sealed = False  # it ended a padded session, and says nothing more
         writer.transport.set_write_buffer_limits(high=_UNSENT_BYTES)
 
     async def run(self) -> None:
@@ -119,7 +121,8 @@ class Visit:
     def _deadline(self, patience_s: float) -> float:
         """When the client must have said something: whole, where it has begun. Without it a byte a minute would hold a
         connection, and the memory for what it has begun, for ever."""
-        running = any(reading.session.maybe_outcome is None for reading in self._open.values())
+        sessions = [reading.session for reading in self._open.values()]
+        running = any(session.maybe_outcome is None or session.promise.holds for session in sessions)
         silent = (self._loop.time() if running else self._heard_at) + patience_s
         parts = [*self._upload_deadlines.values()]
         if self._maybe_frame_began is not None:
@@ -175,6 +178,10 @@ class Visit:
         maybe_hash = await self._desk.erase(shutdown.shutdown)
         if maybe_hash is not None:
             self._guest.stored.discard(maybe_hash)
+        if self._sealed and not self._open:
+            # Also an answer of eleven bytes would be more than was promised; that we hang up says the same.
+            raise ConnectionAbortedError("a padded session has ended here")
+        if maybe_hash is not None:
             await self.send(m.Gone(shutdown.channel))
         else:
             await self._refuse(shutdown.channel, m.Code.TOKEN, OPENS_NOTHING)
@@ -269,6 +276,10 @@ class Visit:
         """Wait until all who waited before have sent, then send what `make` gives. False: it gave nothing."""
         return await self._write(lambda: self._connection.send_many(make()))
 
+    def seal(self) -> None:
+        """A padded session ends on this connection."""
+        self._sealed = True
+
     def abort(self) -> None:
         """Drop the connection now, with whatever the client was still owed."""
         self._writer.transport.abort()
@@ -285,6 +296,7 @@ class Visit:
         async with self._turn:
             data = make()
             if data:
+                self.sent_bytes += len(data)
                 self._writer.write(data)
                 async with asyncio.timeout(_WRITE_S):
                     await self._writer.drain()

@@ -117,4 +117,4 @@ def erase(box: Box, session: Session) -> None:
     """Nothing stays behind; if the connection has broken, the box's own limits see to it."""
     if session.maybe_shutdown is not None:
         with suppress(BentoError):
-            box.shutdown(session.maybe_shutdown)
+            box.shutdown(session.maybe_shutdown, last=True)

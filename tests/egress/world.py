@@ -2,12 +2,14 @@
 
 Started as `unshare --net --mount python world.py DIRECTORY`, it makes the second namespace, joins the two with a cable,
 and waits until its standard input ends; then everything is gone. The internet answers for every address: HTTP on port
-80 and 443, a refusal on port 81, an echo on every other; a DNS server of the table below is at 10.99.0.2.
+80 and 443 (by DIRECTORY/site.py, where there is one), a refusal on port 81, an echo on every other; a DNS server of the
+table below is at 10.99.0.2.
 """
 
 from __future__ import annotations
 
 import asyncio
+import runpy
 import socket
 import ssl
 import struct
@@ -118,7 +120,8 @@ def certified(directory: Path) -> ssl.SSLContext:
 async def internet(directory: Path) -> None:
     """The far namespace's servers."""
     loop = asyncio.get_running_loop()
-    for handler, port, tls in ((http, 80, None), (http, 443, certified(directory)), (echo, ECHO_PORT, None)):
+    site = runpy.run_path(str(directory / "site.py"))["serve"] if (directory / "site.py").exists() else http
+    for handler, port, tls in ((site, 80, None), (site, 443, certified(directory)), (echo, ECHO_PORT, None)):
         for host in ("0.0.0.0", "::"):
             await asyncio.start_server(handler, host, port, backlog=1024, ssl=tls)
     await loop.create_datagram_endpoint(lambda: Dns(directory / "asked"), local_addr=(FAR, 53))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -75,10 +76,13 @@ class World:
 
 
 @contextmanager
-def make_world() -> Iterator[World]:
+def make_world(maybe_site: Path | None = None) -> Iterator[World]:
+    """The two namespaces. `maybe_site`: a module whose `serve` is the web there."""
     if os.geteuid() != 0:
         pytest.skip("needs root: network namespaces joined by a cable")
     with tempfile.TemporaryDirectory(prefix="bento-w-") as directory:
+        if maybe_site is not None:
+            shutil.copy(maybe_site, Path(directory) / "site.py")
         command = ["unshare", "--net", "--mount", sys.executable, "-I", str(HERE / "world.py"), directory]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:

@@ -60,6 +60,8 @@ ENDS = [
     ("has another name", "def g(): pass", "raised", "defines no 'f'"),
     ("is no function", "f = 3", "raised", "defines no 'f'"),
     ("sends what is no bytes", "def f(): api.send(3)", "raised", "TypeError: api.send takes str or bytes, not int"),
+    ("pads to a negative number", "def f(): api.pad_to(-1)", "raised", "ValueError: api.pad_to"),
+    ("holds for longer than a box does", "def f(): api.pad_to(1, 601)", "raised", "ValueError: api.pad_to"),
     ("asks for too much padding", "def f(): api.pad(-1)", "raised", "ValueError: api.pad"),
     ("needs a third", "def f(): api.box", "raised", "needs the key 'box'"),
     ("needs a manifest key", "def f(): api.tor", "raised", "the key 'tor'"),

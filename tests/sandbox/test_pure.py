@@ -96,6 +96,8 @@ LEGAL = [
     (frame(frames.MESSAGE, b"\x01"), frames.Message(b"", True)),
     (frame(frames.MESSAGE, b"\x01" + bytes(frames.MAX_PART_BYTES)), frames.Message(bytes(frames.MAX_PART_BYTES), True)),
     (frame(frames.PADDING, (70_000).to_bytes(8, "big")), frames.Padding(70_000)),
+    (frame(frames.PAD_TO, (10**6).to_bytes(8, "big") + b"\xff" * 8), frames.PadTo(10**6, None)),
+    (frame(frames.PAD_TO, bytes(8) + (2500).to_bytes(8, "big")), frames.PadTo(0, 2.5)),
     (frame(frames.HOST), frames.HostRequest()),
 ]
 LAST = [
@@ -115,6 +117,9 @@ ILLEGAL = [
     struct.pack("!BI", frames.RAISED, frames.MAX_TRACEBACK_BYTES + 1),
     frame(frames.PADDING, b"\xff" * 8),
     frame(frames.PADDING, b"1"),
+    frame(frames.PAD_TO, b"\xff" * 16),
+    frame(frames.PAD_TO, (1).to_bytes(8, "big") + (600_001).to_bytes(8, "big")),
+    frame(frames.PAD_TO, b"1" * 8),
     frame(frames.EXITED),
 ]
 

@@ -35,6 +35,13 @@ class Client:
             self._window -= sum(len(each.data) + each.end for each in made if isinstance(each, m.Output))
             return bool(made)
 
+    @property
+    def sent_bytes(self) -> int:
+        return 0
+
+    def seal(self) -> None:
+        pass
+
     def abort(self) -> None:
         pass
 
