@@ -16,7 +16,7 @@ from typing import Annotated, Protocol
 import msgspec
 
 from bento_tor.client.box import Box
-from bento_tor.client.sealing import SALT_BYTES, SEALED_CHUNK_BYTES, NotWhatWasPut, Opener, derive, plain_bytes
+from bento_tor.client.sealing import SALT_BYTES, SEALED_CHUNK_BYTES, Chunk, NotWhatWasPut, Opener, derive, plain_bytes
 from bento_tor.client.session import Session
 from bento_tor.client.source import Call, load, make_call
 from bento_tor.client.tickets import DropTicket
@@ -61,7 +61,7 @@ class Sink(Protocol):
 
     chunks: int  # so many are there already
 
-    def append(self, chunk: bytes) -> None:
+    def append(self, chunk: Chunk) -> None:
         """The next one."""
 
 
@@ -197,7 +197,7 @@ class Getting:
         self._take([self._opener.finish()])
         self._moved(len(tail))
 
-    def _take(self, chunks: Iterable[bytes]) -> None:
+    def _take(self, chunks: Iterable[Chunk]) -> None:
         for chunk in chunks:
             self._sink.append(chunk)
 
