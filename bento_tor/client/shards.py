@@ -7,7 +7,6 @@ what is put together has been put there. Owns the ticket, and the shards on the 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -18,27 +17,39 @@ from typing import BinaryIO
 import msgspec
 
 from bento_tor.client.coding import FRAGMENT_BYTES, MOST_SHARDS, Code
-from bento_tor.client.files import digest_of, reading, require_same, require_whole, seen, writing
-from bento_tor.client.sealing import CHUNK_BYTES, SECRET_BYTES, Sealer, derive, salt_for, sealed_bytes
+from bento_tor.client.files import Digest, reading, require_same, require_whole, seen, writing
+from bento_tor.client.sealing import (
+    CHUNK_BYTES,
+    SECRET_BYTES,
+    TAG_BYTES,
+    Opener,
+    Sealer,
+    derive,
+    salt_for,
+    sealed_bytes,
+)
 from bento_tor.client.tickets import DropTicket, encode_secret, split
 from bento_tor.errors import BentoError, ConfigError
 
 _READ_BYTES = 256 * 1024
 _MOST_BYTES = 1 << 50
+MARK_BYTES = 16
 _HINT = "it looks like bento1:<box>,<box>,...:shard-<needed>-<bytes>:<secret>"
 
 
 class ShardTicket(msgspec.Struct, frozen=True):
-    """What gives a file back: its boxes, how many are needed, its length, and the secret of which all else comes."""
+    """What gives a file back: its boxes, how many are needed, its length, the secret of which all else comes, and by
+    what the file is known when it is whole again."""
 
     boxes: tuple[str, ...]
     needed: int
     file_bytes: int
     secret: bytes
+    mark: bytes = b""
 
     def __str__(self) -> str:
         word = f"shard-{self.needed}-{self.file_bytes}"
-        return f"bento1:{','.join(self.boxes)}:{word}:{encode_secret(self.secret)}"
+        return f"bento1:{','.join(self.boxes)}:{word}:{encode_secret(self.secret + self.mark)}"
 
     def __repr__(self) -> str:
         return f"ShardTicket({len(self.boxes)} boxes, ...)"
@@ -47,6 +58,10 @@ class ShardTicket(msgspec.Struct, frozen=True):
     def code(self) -> Code:
         """How the file is cut. Raises ConfigError."""
         return Code(len(self.boxes), self.needed)
+
+    def mark_of(self, file_digest: bytes) -> bytes:
+        """What `mark` is for the file of this digest."""
+        return salt_for(self.secret, file_digest)[:MARK_BYTES]
 
     def drop(self, number: int) -> DropTicket:
         """The drop box of one shard."""
@@ -59,9 +74,10 @@ def parse(text: str) -> ShardTicket:
     boxes, word, secret = split(text, hint=_HINT)
     parts = word.split("-")
     numbers = [int(part) for part in parts[1:] if part.isascii() and part.isdigit() and len(part) <= 16]
-    if parts[0] != "shard" or len(parts) != 3 or len(numbers) != 2 or len(secret) != SECRET_BYTES:
+    if parts[0] != "shard" or len(parts) != 3 or len(numbers) != 2 or len(secret) != SECRET_BYTES + MARK_BYTES:
         raise ConfigError("this is not the ticket of a file in shards, or it is damaged", hint=_HINT)
-    ticket = ShardTicket(tuple(boxes.split(",")), numbers[0], numbers[1], secret)
+    names = tuple(boxes.split(","))
+    ticket = ShardTicket(names, numbers[0], numbers[1], secret[:SECRET_BYTES], secret[SECRET_BYTES:])
     check(ticket)
     return ticket
 
@@ -73,6 +89,11 @@ def check(ticket: ShardTicket) -> None:
     if not 1 <= ticket.needed < len(ticket.boxes) <= MOST_SHARDS or ticket.file_bytes > _MOST_BYTES:
         Code(len(ticket.boxes), ticket.needed)
         raise ConfigError(f"a file of {ticket.file_bytes} bytes cannot be cut")
+
+
+def salt_of_shard(secret: bytes) -> bytes:
+    """Of its own secret alone: one that is the same everywhere would let boxes find each other."""
+    return salt_for(secret, b"")
 
 
 @dataclass(frozen=True)
@@ -91,39 +112,41 @@ class Spooled:
                 yield data
 
 
-def digest(path: Path) -> tuple[bytes, int]:
-    """SHA-256 of a file, and its length."""
-    with reading(path) as file:
-        return digest_of(file), seen(file)[0]
+def cut(path: Path, ticket: ShardTicket, folder: Path) -> tuple[ShardTicket, list[Spooled]]:
+    """Cut and seal the file into `folder`: one file for each shard; the ticket with the file's mark. Needs memory for a
+    stripe or two.
 
-
-def cut(path: Path, file_digest: bytes, ticket: ShardTicket, folder: Path) -> list[Spooled]:
-    """Cut and seal the file into `folder`: one file for each shard. Needs memory for a stripe or two.
-
-    Raises ConfigError where the file is not what it was when its digest was taken."""
+    Raises ConfigError where the file is not the one that a ticket with a mark is for: nothing else must ever be sealed,
+    and sent, under its keys."""
     code = ticket.code
     names = [folder / str(number) for number in range(code.shards)]
-    headers = [salt_for(ticket.drop(number).secret, file_digest) for number in range(code.shards)]
+    salts = [salt_of_shard(ticket.drop(number).secret) for number in range(code.shards)]
     with ExitStack() as stack:
         file = stack.enter_context(reading(path))
         stack.enter_context(writing(folder))
+        digest = stack.enter_context(Digest())
         outs = [
-            _Out(stack.enter_context(name.open("xb", buffering=0)), Sealer(ticket.drop(number).secret, header))
-            for number, (name, header) in enumerate(zip(names, headers, strict=True))
+            _Out(stack.enter_context(name.open("xb", buffering=0)), Sealer(ticket.drop(number).secret, salt))
+            for number, (name, salt) in enumerate(zip(names, salts, strict=True))
         ]
         before = seen(file)
         stripes = code.stripes(ticket.file_bytes)
         for at, length in enumerate(stripes):
             stripe = file.read(length)
             require_same(path, len(stripe) == length)
+            digest.update(stripe)
             for out, fragment in zip(outs, code.encode(stripe), strict=True):
                 out.write(fragment, last=at == len(stripes) - 1)
         if not stripes:
             for out in outs:
                 out.write(memoryview(b""), last=True)
         require_same(path, seen(file) == before and not file.read(1))
+        mark = ticket.mark_of(digest.digest())
+    if ticket.mark not in (b"", mark):
+        raise ConfigError(f"{path} is not the file that this ticket is for", hint="put it under a new ticket")
     size = sealed_bytes(code.shard_bytes(ticket.file_bytes))
-    return [Spooled(name, size, header) for name, header in zip(names, headers, strict=True)]
+    spooled = [Spooled(name, size, salt) for name, salt in zip(names, salts, strict=True)]
+    return msgspec.structs.replace(ticket, mark=mark), spooled
 
 
 class _Out:
@@ -144,43 +167,46 @@ class _Out:
         require_whole(os.writev(self._file.fileno(), sealed), sum(map(len, sealed)))
 
 
-def join(shards: Mapping[int, Path], ticket: ShardTicket, headers: Mapping[int, bytes], path: Path) -> None:
-    """Put the file together from opened shards, by their numbers. `path` is written, and is whole when this returns.
+def join(shards: Mapping[int, Path], ticket: ShardTicket, path: Path) -> None:
+    """Put the file together from sealed shards, by their numbers. `path` is written, and is whole when this returns.
 
     Raises BentoError where it is not the file that was cut; then what was written is gone."""
     code = ticket.code
-    lengths = {number: shard.stat().st_size for number, shard in shards.items()}
-    wanted = code.shard_bytes(ticket.file_bytes)
-    for number, length in lengths.items():
-        if length != wanted:
-            raise BentoError(f"the shard of {ticket.boxes[number]} has {length} bytes, not {wanted}")
+    stripes = code.stripes(ticket.file_bytes)
     try:
         with ExitStack() as stack:
-            files = {number: stack.enter_context(reading(shard)) for number, shard in shards.items()}
+            sources = {
+                number: _In(stack.enter_context(reading(shard)), ticket.drop(number).secret)
+                for number, shard in shards.items()
+            }
             stack.enter_context(writing(path))
+            digest = stack.enter_context(Digest())
             out = stack.enter_context(os.fdopen(os.open(path, _NEW, 0o600), "wb", buffering=0))
-            _check(_pour(files, code, ticket.file_bytes, out), ticket, headers)
+            for at, length in enumerate(stripes):
+                size = code.fragment_bytes(length) if length < code.stripe_bytes else FRAGMENT_BYTES
+                last = at == len(stripes) - 1
+                stripe = code.decode({n: source.read(size, last=last) for n, source in sources.items()}, length)
+                digest.update(stripe)
+                require_whole(out.write(stripe), length)
+            if ticket.mark_of(digest.digest()) != ticket.mark:
+                raise BentoError("the shards do not make up the file: they were put like that")
             os.fsync(out.fileno())
     except BaseException:
         path.unlink(missing_ok=True)
         raise
 
 
+class _In:
+    """Where one shard comes from."""
+
+    def __init__(self, file: BinaryIO, secret: bytes) -> None:
+        self._file, self._opener = file, Opener(secret, salt_of_shard(secret))
+
+    def read(self, size: int, *, last: bool) -> list[bytes]:
+        """The next fragment, in pieces. Raises NotWhatWasPut."""
+        chunks = -(-size // CHUNK_BYTES)
+        sealed = self._file.read(size + chunks * TAG_BYTES)
+        return self._opener.open_all(sealed, last=last)
+
+
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def _pour(files: Mapping[int, BinaryIO], code: Code, file_bytes: int, out: BinaryIO) -> bytes:
-    """Decode stripe by stripe; the digest of what came of it."""
-    whole = hashlib.sha256()
-    for length in code.stripes(file_bytes):
-        size = code.fragment_bytes(length) if length < code.stripe_bytes else FRAGMENT_BYTES
-        stripe = code.decode({number: file.read(size) for number, file in files.items()}, length)
-        whole.update(stripe)
-        require_whole(out.write(stripe), length)
-    return whole.digest()
-
-
-def _check(file_digest: bytes, ticket: ShardTicket, headers: Mapping[int, bytes]) -> None:
-    for number, header in headers.items():
-        if salt_for(ticket.drop(number).secret, file_digest) != header:
-            raise BentoError("the shards are not of one file: one was damaged on this disk, or put there like that")
