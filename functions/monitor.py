@@ -1,6 +1,8 @@
-"""Report on the machine that the box runs on. No arguments; sends one text, a line for each thing that the box tells.
+"""Report on the machine that the box runs on. Arguments, all optional: interval (seconds), count, form (text, json).
 
-What the box tells is measured outside the sandbox, and is the operator's choice: it may be little, or nothing.
+Sends one report: with `text` a line for each thing that the box tells. With an interval it sends `count` of them (0: on
+and on), so far apart, until its input ends or a message comes. What the box tells is measured outside the sandbox, and
+is the operator's choice: it may be little, or nothing.
 """
 
 # /// script
@@ -12,14 +14,36 @@ What the box tells is measured outside the sandbox, and is the operator's choice
 # host = "full"
 # ///
 
+import json
+import time
+
 GIB = 1024**3
 MIB = 1024**2
+STEP_S = 0.2
 
 
-def monitor():
-    facts = api.host()
+def monitor(interval=0, count=1, form="text"):
+    due, told = time.monotonic(), 0
+    while True:
+        facts = api.host()
+        api.send(json.dumps(facts) if form == "json" else text(facts))
+        told += 1
+        due = max(due + max(1, interval), time.monotonic())  # late once, not for ever
+        if told == count or heard_before(due):
+            return
+
+
+def heard_before(due):
+    while (left := due - time.monotonic()) > 0:
+        if api.poll():
+            return True
+        time.sleep(min(left, STEP_S))
+    return False
+
+
+def text(facts):
     lines = [line for line in (describe(facts) for describe in LINES) if line]
-    api.send("\n".join(lines or ["this box tells nothing about its host"]) + "\n")
+    return "\n".join(lines or ["this box tells nothing about its host"]) + "\n"
 
 
 def cpu(facts):
@@ -53,9 +77,9 @@ def traffic(facts):
         return f"traffic: {sent:.1f} MiB sent, {received:.1f} MiB received"
 
 
-def time(facts):
+def at(facts):
     if "time" in facts:
         return f"time: {facts['time']}"
 
 
-LINES = (cpu, memory, disk, addresses, traffic, time)
+LINES = (cpu, memory, disk, addresses, traffic, at)

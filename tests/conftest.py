@@ -19,7 +19,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -276,15 +276,16 @@ class RunningBox:
         *options: str,
         config: str = BOX_CONFIG,
         within: Callable[..., list[str]] = lambda *command: list(command),
+        prefix: Sequence[str] = (),
     ) -> None:
-        """`within`: makes a command line that runs somewhere else, for instance in other namespaces."""
+        """`within`, `prefix`: what runs it somewhere else, for instance in other namespaces, and becomes it."""
         self.state = state
         self.address = f"unix:{state}/box.sock"
         (state.parent / "box.toml").write_text(config)
         self.log = (state.parent / "log").open("a+")
         self.process = subprocess.Popen(
             within(
-                *[sys.executable, "-m", "bento_tor.cli", "serve", "--state", str(state), "--json"],
+                *[*prefix, sys.executable, "-m", "bento_tor.cli", "serve", "--state", str(state), "--json"],
                 *["--config", str(state.parent / "box.toml"), *options],
             ),
             stdin=subprocess.DEVNULL,
@@ -360,7 +361,7 @@ def new_box(tmp_path: Path) -> Iterator[Callable[..., RunningBox]]:
     """Boxes of a test's own."""
     made: list[RunningBox] = []
 
-    def make(*options: str, **more: str) -> RunningBox:
+    def make(*options: str, **more: Any) -> RunningBox:
         made.append(RunningBox(tmp_path / "s", *options, **more))
         return made[-1]
 

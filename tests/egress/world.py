@@ -84,9 +84,12 @@ class Dns(asyncio.DatagramProtocol):
 
 
 async def http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One answer, which names the request's path and the address that was asked."""
+    """One answer, which names the request's path and the address that was asked; for /bytes/N so many bytes."""
     head = await reader.readuntil(b"\r\n\r\n")
-    body = f"{head.split()[1].decode()} at {writer.get_extra_info('sockname')[0]}".encode()
+    path = head.split()[1].decode()
+    body = f"{path} at {writer.get_extra_info('sockname')[0]}".encode()
+    if path.startswith("/bytes/"):
+        body = (body * (int(path.removeprefix("/bytes/")) // len(body) + 1))[: int(path.removeprefix("/bytes/"))]
     writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     await writer.drain()
     writer.close()

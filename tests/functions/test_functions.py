@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import pytest
 
 from bento_tor import resources
@@ -44,6 +47,8 @@ CALLS = [
     ("monitor", (), [], FACTS, [REPORT.encode()]),
     ("monitor", (), [], SOME_FACTS, [b"CPU: 1 cores\ndisk: 10.0 GiB\n"]),
     ("monitor", (), [], {}, [NOTHING.encode()]),
+    ("monitor", (0, 1, "json"), [], SOME_FACTS, [json.dumps(SOME_FACTS).encode()]),
+    ("monitor", (3600, 0), [b"enough"], {}, [NOTHING.encode()]),
 ]
 IDS = [f"{call[0]}-{number}" for number, call in enumerate(CALLS)]
 
@@ -64,6 +69,9 @@ class Api:
             raise EOFError
         return self._messages.pop(0)
 
+    def poll(self):
+        return bool(self._messages)
+
     def host(self):
         return self._facts
 
@@ -77,6 +85,16 @@ def test_in_process(source, name, args, messages, facts, sent):
     if value is not None:
         api.send(value if isinstance(value, (str, bytes)) else repr(value))
     assert api.sent == sent
+
+
+def test_a_monitor_with_an_interval_goes_on(source):
+    api = Api([], SOME_FACTS)
+    module = {"api": api, "__name__": "__bento__"}
+    exec(compile(source("monitor"), "monitor.py", "exec"), module)
+    begun = time.monotonic()
+    module["monitor"](0.01, 3, "json")  # never more often than once a second
+    assert [json.loads(report) for report in api.sent] == [SOME_FACTS] * 3
+    assert time.monotonic() - begun >= 2
 
 
 @pytest.mark.sandbox
@@ -124,12 +142,13 @@ def test_a_monitor_that_may_know_nothing_says_whose_choice_that_was(source):
     assert "the operator's choice" in source("monitor")
 
 
-@pytest.mark.parametrize("name", ["add", "echo", "hello", "monitor"])
+@pytest.mark.parametrize("name", ["add", "cover", "echo", "hello", "monitor", "proxy"])
 def test_each_has_its_manifest_and_says_what_it_does(source, name):
     assert name in resources.shipped_functions()
     text = source(name)
     asked = manifest.read(text)
     assert (asked.entry, asked.image) == (name, "python")
     assert asked.host == ("full" if name == "monitor" else "none")
+    assert asked.egress == ("exit" if name == "proxy" else "none")
     assert text.startswith('"""')
-    assert len(text.splitlines()) <= 100
+    assert len(text.splitlines()) <= 250
