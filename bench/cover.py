@@ -100,7 +100,7 @@ def windows(file: Path, begin: float, end: float) -> dict[str, list[int]]:
     """Bytes in each window, from the recorder's lines."""
     found = {way: [0] * int((end - begin) / WINDOW_S) for way in WAYS}
     for line in file.read_text().splitlines():
-        at, way, size = line.split()
+        at, way, size, _ = line.split()
         number = math.floor((float(at) - begin) / WINDOW_S)
         if 0 <= number < len(found[way]):
             found[way][number] += int(size)

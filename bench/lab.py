@@ -17,8 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,12 +28,14 @@ from steps import Step
 
 from bento_tor.client import Box, Retries, connect
 from bento_tor.client.route import BoxAddress, TorTransport
+from bento_tor.client.transport import Transport
 from bento_tor.controller import onion
 from bento_tor.controller.relay import VIRTUAL_ADDRESS
 from bento_tor.controller.streams import SocksStream, check_reachable
-from bento_tor.controller.tor import Tor
+from bento_tor.controller.tor import Events, Tor
 from bento_tor.errors import BentoError
 from bento_tor.network import Network, NetworkSettings, down, up
+from bento_tor.network.plan import MIN_INTERVAL_S
 from bento_tor.protocol import messages as m
 from bento_tor.sandbox import images
 
@@ -52,12 +54,24 @@ output_bytes = 1000000000000
 """
 
 
+Wrap = Callable[[Transport], Transport]
+
+
 @dataclass(frozen=True)
 class Way:
     """How the box is reached: `onion` or `exit`. `host` is what tor is asked for; ports are the same on both."""
 
     name: str
     host: str
+
+
+@dataclass(frozen=True)
+class Web:
+    """A web server for a box and for exits: a program of this folder, and the addresses that it answers for."""
+
+    script: str
+    arguments: tuple[str, ...]
+    addresses: str
 
 
 class Lab:
@@ -70,26 +84,29 @@ class Lab:
         self._tor = tor
         self._maybe_links = delay
 
-    def box(self, way: Way, identity: str, port: int = BOX) -> Box:
-        """The box by that way, on the circuit of `identity`; to be entered."""
+    def box(
+        self, way: Way, identity: str, port: int = BOX, wrap: Callable[[Transport], Transport] | None = None
+    ) -> Box:
+        """The box by that way, on the circuit of `identity`; to be entered. `wrap`: what stands between."""
         # A documentation address takes the place of the onion service's, for the transport alone.
         place = BoxAddress("onion", way.host, port)
         word = f"{way.name} {identity}"
+        transport = TorTransport(place, self._network.client.socks, isolation=word, timeout_s=TIMEOUT_S)
         return connect(
             f"{self.ways['onion'].host}:{port}",
-            transport=TorTransport(place, self._network.client.socks, isolation=word, timeout_s=TIMEOUT_S),
+            transport=wrap(transport) if wrap is not None else transport,
             timeout_s=TIMEOUT_S,
             policy_digest=self.policy_digest,
             retries=Retries(most=0),
         )
 
-    def stream(self, way: Way, identity: str, port: int) -> socket.socket:
-        """A stream opened step by step, on the circuit that `box` has for the same identity (`one_circuit` shows)."""
-        word = f"{way.name} {identity}"
-        user = hashlib.sha256(word.encode()).hexdigest()[:32]  # as client/route.py has it
-        sock = SocksStream(self._network.client.socks, user=user, password="bento")
+    def stream(self, way: Way, identity: str, port: int, maybe_host: str | None = None) -> socket.socket:
+        """A stream opened step by step, on the circuit that `box` has for the same identity (`one_circuit` shows).
+
+        `maybe_host`: to there, instead of the way's end."""
+        sock = SocksStream(self._network.client.socks, user=_user(way, identity), password="bento")
         sock.settimeout(TIMEOUT_S)
-        sock.connect((way.host, port))
+        sock.connect((maybe_host or way.host, port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 
@@ -121,6 +138,21 @@ class Lab:
             check_reachable(self._network.client.socks, self.ways["onion"].host, BOX, timeout_s=TIMEOUT_S)
             yield
 
+    def be_quiet(self) -> None:
+        """From now on the client says nothing of its own: no padding of its link, no circuits that nobody asked for."""
+        self._tor.set_conf([("ConnectionPadding", "0"), ("__DisablePredictedCircuits", "1")])
+
+    def circuit_bytes(self) -> AbstractContextManager[Events]:
+        """What tor says of the bytes of each circuit, once a second: CIRC_BW."""
+        return self._tor.events("CIRC_BW")
+
+    def end_circuits(self, way: Way, identity: str) -> None:
+        """The circuits of that identity are not needed any more."""
+        user = _user(way, identity)
+        for line in self._tor.get_info("circuit-status").splitlines():
+            if f'SOCKS_USERNAME="{user}"' in line:
+                self._tor.msg(f"CLOSECIRCUIT {line.split()[0]}")  # it may have gone by itself
+
     def set_delay(self, milliseconds: float) -> None:
         """What a byte needs from one end of a link to the other."""
         if self._maybe_links is not None:
@@ -140,7 +172,7 @@ def enter_namespace() -> None:
 
 
 @contextmanager
-def open_lab(*, delay_ms: float, relays: int = 5) -> Iterator[Lab]:
+def open_lab(*, delay_ms: float, relays: int = 5, maybe_web: Web | None = None) -> Iterator[Lab]:
     """Bring everything up in the present namespace; nothing is left afterwards. Raises BentoError."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # everything below is put away
     with ExitStack() as stack:
@@ -151,12 +183,19 @@ def open_lab(*, delay_ms: float, relays: int = 5) -> Iterator[Lab]:
         if maybe_links is not None:
             links.redirect(["10000-32767"])  # where a network's ports come from (bento_tor/network/ports.py)
         stack.callback(down, base / "net")
-        network = up(NetworkSettings(relays=relays, clients=2), base / "net", owner_pid=os.getpid(), report=say)
+        # With a web, pages are what is looked at: a client that asks for the consensus every ten seconds is not.
+        every_s = MIN_INTERVAL_S if maybe_web is None else 60
+        settings = NetworkSettings(relays=relays, clients=2, voting_interval_s=every_s)
+        network = up(settings, base / "net", owner_pid=os.getpid(), report=say)
         if maybe_links is not None:
             links.redirect([node.or_port for node in network.nodes if node.or_port])
         tor = stack.enter_context(network.connect(network.client))
         _one_path_each(network, tor)
-        stack.enter_context(_box(base))
+        policy = _POLICY
+        if maybe_web is not None:
+            stack.enter_context(_web(maybe_web))
+            policy = f'relay = "{network.exits[0].control}"\n{_POLICY}egress = ["exit"]\n'
+        stack.enter_context(_box(base, policy))
         stack.enter_context(_child("beside.py", *(f"{VIRTUAL_ADDRESS}:{port}" for port in (RAW, COUNTING, BOX))))
         service = stack.enter_context(network.connect(network.clients[1]))
         ways = Way("onion", _publish(service)), Way("exit", VIRTUAL_ADDRESS)
@@ -167,6 +206,11 @@ def open_lab(*, delay_ms: float, relays: int = 5) -> Iterator[Lab]:
             lab.policy_digest = Step(sock).ask(m.Welcome, m.Hello(m.VERSION, None)).policy
         lab.set_delay(delay_ms)
         yield lab
+
+
+def _user(way: Way, identity: str) -> str:
+    """What isolates the identity's streams, as client/route.py has it."""
+    return hashlib.sha256(f"{way.name} {identity}".encode()).hexdigest()[:32]
 
 
 def say(text: str) -> None:
@@ -209,9 +253,30 @@ def _publish(service: Tor) -> str:
 
 
 @contextmanager
-def _box(base: Path) -> Iterator[None]:
+def _web(web: Web) -> Iterator[None]:
+    """Its program in a namespace of its own, at the other end of a cable; every address of the web is there."""
+    with _child(web.script, *web.arguments, apart=True) as far:
+        inside = f"nsenter -t {far.pid} -n"
+        quick = "proto kernel scope host quickack 1"
+        for command in (
+            f"ip link add web type veth peer name near netns {far.pid}",
+            "ip addr add 10.99.0.1/24 dev web",
+            "ip link set web up",
+            f"{inside} ip link set lo up",
+            f"{inside} ip addr add 10.99.0.2/24 dev near",
+            f"{inside} ip link set near up",
+            f"{inside} ip route add local {web.addresses} dev lo {quick}",
+            f"{inside} ip route replace 10.99.0.0/24 dev near src 10.99.0.2 quickack 1",
+            f"ip route add {web.addresses} via 10.99.0.2 dev web quickack 1",
+        ):
+            subprocess.run(command.split(), check=True)
+        yield
+
+
+@contextmanager
+def _box(base: Path, text: str) -> Iterator[None]:
     config, log = base / "box.toml", base / "box.log"
-    config.write_text(_POLICY.format(listen=f"{VIRTUAL_ADDRESS}:{BOX}"))
+    config.write_text(text.format(listen=f"{VIRTUAL_ADDRESS}:{BOX}"))
     argv = [sys.executable, "-m", "bento_tor.cli", "serve", "--json"]
     argv += ["--state", str(base / "box"), "--config", str(config)]
     with log.open("w") as errors:
@@ -219,6 +284,7 @@ def _box(base: Path) -> Iterator[None]:
     try:
         line = process.stdout.readline() if process.stdout else ""
         if "socket" not in (json.loads(line) if line else {}):
+            process.wait(timeout=30)  # it has its last words in its log then
             raise BentoError(f"no box: {log.read_text().strip()}")
         yield
     finally:
@@ -227,9 +293,10 @@ def _box(base: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _child(script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A program of this folder, ready; it ends when its standard input does."""
+def _child(script: str, *arguments: str, apart: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """A program of this folder, ready; it ends when its standard input does. `apart`: in a network of its own."""
     argv = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
+    argv = ["unshare", "--net", *argv] if apart else argv
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         _order(process, "")

@@ -1,12 +1,13 @@
 """What an observer of the client's link sees: a SOCKS5 forwarder between a tor and its guards that notes TLS records.
 
 Run by `lab`, as `recorder.py PORT FILE`; a tor goes through it with `Socks5Proxy`, which only its connections to relays
-use. FILE gets a line for each record: the time (monotonic, seconds), `up` or `down`, bytes.
+use. FILE gets a line for each record: the time (monotonic, seconds), `up` or `down`, bytes, which connection.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import sys
 import time
@@ -17,13 +18,15 @@ from bento_tor.egress.socks5 import Parser, Reply, reply
 
 _PIECE_BYTES = 64 * 1024
 _HEADER_BYTES = 5
+_NUMBERS = itertools.count(1)
 
 
 class Records:
     """One direction of one connection: bytes in, a line for each whole record."""
 
-    def __init__(self, name: str, out: TextIO) -> None:
+    def __init__(self, name: str, number: int, out: TextIO) -> None:
         self._name = name
+        self._number = number
         self._out = out
         self._header = bytearray()
         self._left = 0
@@ -40,7 +43,7 @@ class Records:
                 self._header += data[at : at + step]
                 if len(self._header) == _HEADER_BYTES:
                     self._left = int.from_bytes(self._header[3:], "big")
-                    self._out.write(f"{now:.6f} {self._name} {_HEADER_BYTES + self._left}\n")
+                    self._out.write(f"{now:.6f} {self._name} {_HEADER_BYTES + self._left} {self._number}\n")
                     self._header.clear()
             at += step
 
@@ -58,10 +61,12 @@ async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, out:
         writer.close()
         return
     writer.write(reply(Reply.OK))
+    number = next(_NUMBERS)
     for each in (writer, far_writer):
         each.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     await asyncio.gather(
-        _one_way(reader, far_writer, Records("up", out)), _one_way(far_reader, writer, Records("down", out))
+        _one_way(reader, far_writer, Records("up", number, out)),
+        _one_way(far_reader, writer, Records("down", number, out)),
     )
 
 
