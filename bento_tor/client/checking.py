@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import re
 import tomllib
 import warnings
@@ -27,6 +28,7 @@ from bento_tor.sandbox import offered
 
 # More than that nobody reads.
 _MAX_FINDINGS = 100
+_MAX_TEXT = 400
 
 
 class Finding(msgspec.Struct, frozen=True, order=True):
@@ -71,7 +73,7 @@ def check(name: str, text: str, around: Surroundings) -> Checked:
     try:
         return msgspec.json.decode(bounded(lambda: msgspec.json.encode(_check(name, text, around))), type=Checked)
     except GaveUp:
-        words = "cannot be checked: compiling it takes more time or memory than a function is worth"
+        words = "cannot be checked: that takes more time or memory than a function is worth"
         return Checked(None, (Finding(0, "error", words),))
 
 
@@ -87,7 +89,7 @@ def _check(name: str, text: str, around: Surroundings) -> Checked:
     if manifest is not None:
         found += _image_faults(text, manifest, maybe_facts, around)
         found += _policy_faults(text, manifest, around)
-    found = sorted(set(found))
+    found = sorted({Finding(each.line, each.grade, f"{each.text:.{_MAX_TEXT}}") for each in found})
     if len(found) > _MAX_FINDINGS:
         more = len(found) - _MAX_FINDINGS
         worst = sorted(found, key=lambda finding: (finding.grade, finding.line))[:_MAX_FINDINGS]
@@ -158,17 +160,18 @@ def _use_faults(facts: Facts, manifest: Manifest, block: int) -> Iterator[Findin
         top, _, rest = name.partition(".")
         verb = known.get(top)
         if verb is None:
-            yield Finding(line, "error", _no_such("api", top, [word for word in known if "." not in word]))
+            yield Finding(line, "error", _no_such("api", top, tuple(word for word in known if "." not in word)))
         elif verb.key and not offered.is_asked(manifest, verb.key):
             yield Finding(line, "error", f"api.{top} needs the key {verb.key!r} in {where}")
         elif rest and any(word.startswith(f"{top}.") for word in known) and name not in known:
-            words = [word.partition(".")[2] for word in known if word.startswith(f"{top}.")]
+            words = tuple(word.partition(".")[2] for word in known if word.startswith(f"{top}."))
             yield Finding(line, "error", _no_such(f"api.{top}", rest, words))
         elif top == "tor" and rest and rest not in manifest.tor:
             yield Finding(line, "error", f"api.tor.{rest} needs {rest!r} in the list 'tor' of {where}")
 
 
-def _no_such(what: str, word: str, words: list[str]) -> str:
+@functools.cache
+def _no_such(what: str, word: str, words: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(word[:64], words, n=1)
     meant = f" (did you mean {close[0]!r}?)" if close else ""
     return f"{what} has no {word!r:.80}{meant}; it has {', '.join(sorted(words))}"

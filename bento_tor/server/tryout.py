@@ -32,6 +32,8 @@ NOTHING = "reject *:*"
 WEB = "accept *:80\naccept *:443\nreject *:*"
 _PR_SET_PDEATHSIG = 1
 _END_S = 30
+# A unix socket's path has 107 bytes at most, and ours is some way below.
+_MAX_PLACE = 70
 _INTERRUPTS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 # Apart from those of a box that serves on this machine: the kernel's rules know a broker by its user id.
 _FIRST_UIDS = range(1_879_100_003, 1_879_700_003, 3)
@@ -92,7 +94,8 @@ def _become_box(policy: Policy, images: Path, exit_policy: str, user: int, told_
         for number in _INTERRUPTS:
             signal.signal(number, _interrupt if number == signal.SIGTERM else signal.SIG_IGN)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        with tempfile.TemporaryDirectory(prefix="bento-test-", ignore_cleanup_errors=True) as folder:
+        place = tempfile.gettempdir() if len(tempfile.gettempdir()) <= _MAX_PLACE else "/tmp"  # noqa: S108
+        with tempfile.TemporaryDirectory(prefix="bento-test-", dir=place, ignore_cleanup_errors=True) as folder:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
             if os.getppid() == user:
                 _serve(policy, images, exit_policy, Path(folder), told_fd)
@@ -121,7 +124,8 @@ def _serve(policy: Policy, images: Path, exit_policy: str, folder: Path, told_fd
 
     def ready(serving: Serving) -> None:
         told = _Told(Trial(serving.socket, serving.limits))
-        with os.fdopen(told_fd, "wb") as pipe:
+        # Where its user has gone meanwhile, the signal that ends us is on its way.
+        with suppress(BrokenPipeError), os.fdopen(told_fd, "wb") as pipe:
             pipe.write(msgspec.json.encode(told) + b"\n")
 
     serve(config, ready=ready, maybe_exit_policy=exit_policy)

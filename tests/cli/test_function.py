@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -16,7 +17,10 @@ import psutil
 import pytest
 
 from bento_tor import resources
+from bento_tor.client import catalogue, checking
+from bento_tor.client.checking import ImageFacts, Surroundings
 from bento_tor.policy.manifest import Manifest
+from bento_tor.sandbox import images
 
 Bento = Callable[..., CompletedProcess[str]]
 ASKS = """
@@ -88,7 +92,7 @@ def test_list_has_all_that_ship_with_what_they_ask_for(function: Bento) -> None:
     found = json.loads(function("list", "--json").stdout)["functions"]
     assert [entry["name"] for entry in found] == resources.shipped_functions()
     assert all(entry["line"] and set(entry["manifest"]) == set(Manifest.__struct_fields__) for entry in found)
-    assert next(entry["asks"] for entry in found if entry["name"] == "monitor") == ["host full"]
+    assert next(entry["asks"] for entry in found if entry["name"] == "serve_page") == ["tor publish"]
     assert function("list").stdout.splitlines()[0].startswith("add ")
 
 
@@ -100,11 +104,12 @@ def test_show(function: Bento) -> None:
     assert function("show", "nothing").returncode == 3
 
 
-@pytest.mark.parametrize("name", resources.shipped_functions())
-def test_what_ships_passes_the_check(function: Bento, image, name: str) -> None:
-    if json.loads(function("show", name, "--json").stdout)["manifest"]["image"] == "python":
-        done = function("check", name)
-        assert (done.returncode, done.stdout) == (0, "")
+@pytest.mark.parametrize("entry", catalogue.shipped(), ids=lambda entry: entry.name)
+def test_what_ships_passes_the_check(image, entry) -> None:
+    if entry.manifest.image == image.name:
+        held = ImageFacts(images.package_names(image), partial(images.can_import, image))
+        text = resources.read_text("functions", f"{entry.name}.py")
+        assert checking.check(entry.name, text, Surroundings(lambda name: held)).findings == ()
 
 
 # --- check ----------------------------------------------------------------------------------------------------------
@@ -135,7 +140,7 @@ def test_check_against_a_policy(function: Bento, image, tmp_path: Path) -> None:
 
 @pytest.mark.sandbox
 def test_check_against_a_box(function: Bento, box, tmp_path: Path) -> None:
-    assert function("check", "monitor", "--box", box.address).returncode == 0
+    assert function("check", "hello", "--box", box.address).returncode == 0
     done = function("check", "serve_page", "--box", box.address)
     assert (done.returncode, "asks for the Tor routines publish" in done.stdout) == (3, True)
     assert os.listdir(tmp_path) == []
@@ -194,10 +199,10 @@ def test_what_raises_ends_with_8(function: Bento, image, tmp_path: Path) -> None
 
 @pytest.mark.sandbox
 def test_a_policy_that_refuses_it_refuses_it(function: Bento, image, tmp_path: Path) -> None:
-    write(tmp_path, "host_stats = 'coarse'\n", "policy.toml")
-    done = function("test", "monitor", "--policy", "policy.toml")
+    write(tmp_path, "egress = ['exit', 'tor']\n", "policy.toml")
+    done = function("test", write(tmp_path, ASKS, "asks.py"), "--policy", "policy.toml")
     assert (done.returncode, done.stdout) == (7, "")
-    assert "asks for host statistics 'full'; this box gives 'coarse'" in done.stderr
+    assert "asks for storage; this box keeps no data of functions" in done.stderr
 
 
 @pytest.mark.sandbox
@@ -232,29 +237,25 @@ def test_what_cannot_be_tested_is_said(function: Bento, arguments: list[str], st
     assert words in done.stderr
 
 
-def of_tests() -> list[str]:
-    """What a test would leave behind: folders, and processes that run from one."""
-    return [str(path) for path in Path("/tmp").glob("bento-test-*")]
-
-
 @pytest.mark.sandbox
 @pytest.mark.parametrize(
     ("number", "wait_s", "status"),
     [(signal.SIGINT, 0.0, 130), (signal.SIGINT, None, 130), (signal.SIGTERM, None, 130), (signal.SIGKILL, None, -9)],
 )
 def test_whatever_ends_a_test_leaves_nothing(
-    tmp_path: Path, image, eventually, number: int, wait_s: float | None, status: int
+    tmp_path: Path, short_path: Path, image, eventually, number: int, wait_s: float | None, status: int
 ) -> None:
     """`wait_s`: as it starts; None: when the function runs."""
     write(tmp_path, "def f():\n    api.send('up')\n    import time\n    time.sleep(100)\n")
-    before = of_tests()
     running = subprocess.Popen(
         [sys.executable, "-m", "bento_tor.cli", "function", "test", "f.py"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        env=os.environ | {"TMPDIR": str(short_path)},
     )  # fmt: skip
     assert running.stdout is not None and running.stderr is not None
     if wait_s is None:
-        assert running.stdout.readline() == "up\n"
+        line = running.stdout.readline()
+        assert line == "up\n", running.stderr.read()
     else:
         assert "starting a box" in running.stderr.readline()
         time.sleep(wait_s)
@@ -264,14 +265,17 @@ def test_whatever_ends_a_test_leaves_nothing(
     said = running.stderr.read()
     assert "Traceback" not in said
     running.stdout.close(), running.stderr.close()
-    eventually(lambda: of_tests() == before, within_s=60.0)
+    eventually(lambda: os.listdir(short_path) == [], within_s=60.0)
     eventually(lambda: not any(each.is_running() and each.status() != "zombie" for each in theirs), within_s=60.0)
 
 
 @pytest.mark.sandbox
-def test_an_ordinary_user_tests_too(ordinary_user, image) -> None:
+def test_an_ordinary_user_tests_too(ordinary_user, image, tmp_path: Path) -> None:
     images = str(image.path.parent)
-    done = ordinary_user.run("bento_tor.cli", "function", "test", "add", "5", "12", "--images", images)
-    assert (done.returncode, done.stdout) == (0, "17\n"), done.stderr
-    done = ordinary_user.run("bento_tor.cli", "function", "check", "add", "--images", images)
+    ordinary_user.add(tmp_path / write(tmp_path, ASKS, "asks.py"))
+    file = str(ordinary_user.folder / "asks.py")
+    done = ordinary_user.run("bento_tor.cli", "function", "test", file, "--images", images)
+    assert (done.returncode, done.stdout) == (0, "5\nPermissionError\n[]\n"), done.stderr
+    assert "the function printed:\n  to the log" in done.stderr
+    done = ordinary_user.run("bento_tor.cli", "function", "check", file, "--images", images)
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -157,18 +159,22 @@ HOSTILE = [
     ("a long manifest", manifest(*["# a = 1"] * 8000), "is longer than"),
     ("a deep manifest", manifest("# a = " + "[" * 3000), "is not TOML"),
     ("a control character", "def f(): \x1b[31m", "invalid non-printable character"),
+    ("a long name", f"def f(): api.{'x' * 900_000}", "api has no 'xxx"),
+    ("a long name in a message", f"def f():\n  def g(): nonlocal {'x' * 900_000}", "no binding for nonlocal"),
+    ("imports without end", "".join(f"import m{n}\n" for n in range(70_000)), ""),
+    ("words without end", "def f():\n" + "".join(f" api.w{n}\n" for n in range(70_000)), ""),
     ("lone returns", "\r" * 500_000, "defines no functions"),
 ]
 
 
 @pytest.mark.parametrize(("text", "words"), [row[1:] for row in HOSTILE], ids=[row[0] for row in HOSTILE])
 def test_a_hostile_text_gets_a_sentence_in_bounded_time(text: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded, "CPU_S", 2)
+    monkeypatch.setattr(bounded, "CPU_S", 1)
     begun = time.process_time()
     checked = check(text)
     assert not checked.fits
     assert any(words in finding.text for finding in checked.findings), checked.findings
-    assert max(len(finding.text) for finding in checked.findings) < 400
+    assert max(len(finding.text) for finding in checked.findings) <= 400
     # All of the work is in the other process.
     assert time.process_time() - begun < 1.0
 
@@ -188,9 +194,8 @@ def test_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_interpreter_that_dies_is_no_answer() -> None:
     def die() -> bytes:
-        import os
-
-        os.abort()
+        os.kill(os.getpid(), signal.SIGKILL)
+        return b""
 
     with pytest.raises(bounded.GaveUp):
         bounded.bounded(die)

@@ -46,7 +46,13 @@ def test_a_page_is_fetched_made_harmless_and_saved(browse: Browse, tmp_path: Pat
 
 
 # Ten pages of different sizes, and three that come to nothing.
-PATHS = [*(f"/bytes/{size}" for size in (20, 500, 5000, 20_000, 50_000, 90_000)), "/", "/cookie", "/cyrillic", "/nowhere"]
+PATHS = [
+    *(f"/bytes/{size}" for size in (20, 500, 5000, 20_000, 50_000, 90_000)),
+    "/",
+    "/cookie",
+    "/cyrillic",
+    "/nowhere",
+]
 FAILURES = ["/endless", "/silent", "http://nowhere.example.com/"]
 
 
@@ -84,7 +90,9 @@ def test_what_the_relays_policy_does_not_let_out_is_a_sentence(browse: Browse) -
         assert done.returncode == 1 and "the page did not come" in done.stderr, done.stderr
 
 
-def test_ctrl_c_is_not_seen_from_outside(browse: Browse, web_box: Any, tor_network: Any, tap: Any, tmp_path: Path) -> None:
+def test_ctrl_c_is_not_seen_from_outside(
+    browse: Browse, web_box: Any, tor_network: Any, tap: Any, tmp_path: Path
+) -> None:
     socks = tor_network.client.socks
     wire = tap((socks.host, socks.port))
     command = [sys.executable, "-m", "bento_tor.cli", "client", "browse", f"{SITE}/", "--box", web_box.told["address"]]

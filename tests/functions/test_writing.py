@@ -57,10 +57,12 @@ def test_the_page_does_what_it_says(new_box, tmp_path: Path) -> None:
                 ["bash", "-c", command], cwd=work, env=plain | ours, capture_output=True, text=True, timeout=120
             )
             if command.endswith("2>&1"):
+                # What is being done is said there too.
                 lines = iter(done.stdout.splitlines())
                 assert all(line in lines for line in output.splitlines()), (command, done.stdout)
             else:
-                assert done.stdout == output, (command, done.stdout, done.stderr)
+                form = re.escape(output).replace(re.escape("..."), ".*")
+                assert re.fullmatch(form, done.stdout), (command, done.stdout, done.stderr)
 
 
 def test_every_function_of_the_page_is_used_in_it() -> None:
