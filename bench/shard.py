@@ -2,7 +2,7 @@
 
 The yardstick, in the same run: the library's coding of the same file, one pass of AES-256-GCM over it and one of
 SHA-256, each in pieces as big as ours, and nothing else (reading is not counted). Ours is all that `client shard` does
-on the user's machine, from a file to five sealed files, and from three of those, with two data shards lost, to the file.
+on the user's machine, from a file to five sealed files, and from three of those, two data shards lost, to the file.
 Both take turns.
 
 All of it happens in a process of its own, that may not have more than 64 MiB of private memory above what it has once
