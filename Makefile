@@ -40,7 +40,8 @@ test-v2: setup
 # The long forms of long checks: a box killed at 50 moments, 100 faults on real circuits, 1000 random exit policies
 # against the kernel. It goes on where it was stopped.
 soak: setup
-	@BENTO_TOR_SOAK=1 $(VENV)/bin/python -Im pytest tests/box/test_killed.py tests/box/test_faults.py tests/egress/test_kernel.py
+	@BENTO_TOR_SOAK=1 $(VENV)/bin/python -Im pytest tests/box/test_killed.py tests/box/test_faults.py tests/egress/test_kernel.py \
+		tests/cli/test_function.py
 
 # Each prints what docs/benchmarks.md is about; the ones of Tor make a network namespace of their own (root).
 bench: setup

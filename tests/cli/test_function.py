@@ -237,36 +237,58 @@ def test_what_cannot_be_tested_is_said(function: Bento, arguments: list[str], st
     assert words in done.stderr
 
 
+class Running:
+    """A test of a function that sleeps; what it makes lies in `folder`."""
+
+    def __init__(self, folder: Path, file: Path) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bento_tor.cli", "function", "test", str(file)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"TMPDIR": str(folder)},
+        )  # fmt: skip
+
+    def wait_for_start(self) -> None:
+        assert "starting a box" in self.process.stderr.readline()
+
+    def wait_for_function(self) -> None:
+        line = self.process.stdout.readline()
+        assert line == "up\n", self.process.stderr.read()
+
+    def end_by(self, number: int, eventually) -> int:
+        """Its exit status, when nothing of it is left."""
+        theirs = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(number)
+        _, said = self.process.communicate(timeout=60)
+        assert "Traceback" not in said
+        eventually(lambda: os.listdir(self.folder) == [], within_s=60.0)
+        eventually(lambda: not any(each.is_running() and each.status() != "zombie" for each in theirs), within_s=60.0)
+        return self.process.returncode
+
+
+@pytest.fixture
+def sleeping(tmp_path: Path, short_path: Path, image) -> Callable[[], Running]:
+    write(tmp_path, "import time\n\ndef f():\n    api.send('up')\n    time.sleep(100)\n")
+    return lambda: Running(short_path, tmp_path / "f.py")
+
+
 @pytest.mark.sandbox
 @pytest.mark.parametrize(
-    ("number", "wait_s", "status"),
-    [(signal.SIGINT, 0.0, 130), (signal.SIGINT, None, 130), (signal.SIGTERM, None, 130), (signal.SIGKILL, None, -9)],
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)]
 )
-def test_whatever_ends_a_test_leaves_nothing(
-    tmp_path: Path, short_path: Path, image, eventually, number: int, wait_s: float | None, status: int
-) -> None:
-    """`wait_s`: as it starts; None: when the function runs."""
-    write(tmp_path, "def f():\n    api.send('up')\n    import time\n    time.sleep(100)\n")
-    running = subprocess.Popen(
-        [sys.executable, "-m", "bento_tor.cli", "function", "test", "f.py"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-        env=os.environ | {"TMPDIR": str(short_path)},
-    )  # fmt: skip
-    assert running.stdout is not None and running.stderr is not None
-    if wait_s is None:
-        line = running.stdout.readline()
-        assert line == "up\n", running.stderr.read()
-    else:
-        assert "starting a box" in running.stderr.readline()
-        time.sleep(wait_s)
-    theirs = psutil.Process(running.pid).children(recursive=True)
-    running.send_signal(number)
-    assert running.wait(timeout=60) == status
-    said = running.stderr.read()
-    assert "Traceback" not in said
-    running.stdout.close(), running.stderr.close()
-    eventually(lambda: os.listdir(short_path) == [], within_s=60.0)
-    eventually(lambda: not any(each.is_running() and each.status() != "zombie" for each in theirs), within_s=60.0)
+def test_whatever_ends_a_test_leaves_nothing(sleeping, eventually, number: int, status: int) -> None:
+    running = sleeping()
+    running.wait_for_function()
+    assert running.end_by(number, eventually) == status
+
+
+@pytest.mark.sandbox
+def test_at_whatever_moment_it_is_ended(sleeping, eventually, rounds) -> None:
+    for _, chance in rounds(1, 60):
+        running = sleeping()
+        running.wait_for_start()
+        time.sleep(chance.uniform(0, 2))
+        assert running.end_by(signal.SIGINT, eventually) == 130
 
 
 @pytest.mark.sandbox
