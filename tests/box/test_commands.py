@@ -166,6 +166,8 @@ def test_the_policy_is_shown(client: Bento) -> None:
         (["run", "hello", "--box", "a" * 56 + ".onion"], 3, "is not an onion address"),
         (["run", "hello", "--box", "unix:/nonexistent"], 6, "no box listens"),
         (["run", "hello", "--timeout", "x"], 2, "--timeout"),
+        (["run", "hello", "--image", "browser"], 7, "asks for the image 'browser'; this box has python"),
+        (["upload", "hello", "--image", "a b"], 3, "'a b' is no name of an image"),
         (["open", "nobody"], 3, "no session 'nobody'"),
         (["exec", "@nofile"], 3, "cannot read nofile"),
         (["run", "hello", "--network", "/nonexistent", "--box", "unix:/x"], 3, "/nonexistent"),

@@ -50,9 +50,12 @@ def render(inside, browser_jail, broker):
     """Run functions/browser.py: what it tells of the page, and the document."""
     source = resources.read_text("functions", "browser.py")
 
-    def run(url: str, kind: str = "png", timeout: float = 20, **options):
+    def run(url: str, kind: str = "png", timeout: float = 20, *, hosts=(), flag: str = "", **options):
+        """`hosts`: as in a manifest; `flag`: one more for Chromium."""
+        text = source.replace('"--mute-audio"', f'"--mute-audio", {flag!r}') if flag else source
+        assert not flag or text != source
         arguments = repr(([url], {"render": kind, "timeout": timeout} | options))
-        talk = inside.run_inside(browser_jail, broker, source, "browser", arguments, limits=LIMITS)
+        talk = inside.run_inside(browser_jail, broker, text, "browser", arguments, limits=LIMITS, hosts=hosts)
         assert talk.outcome.word == "returned", talk
         line, _, document = zlib.decompress(talk.messages[0]).partition(b"\n")
         return json.loads(line), document

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import email
+import hashlib
 import re
 import time
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 pytestmark = pytest.mark.sandbox
 
@@ -108,6 +112,24 @@ def test_frames_of_other_sites_are_in_the_picture(render, picture):
     _, _, rows = picture.decode(document)
     for x, y in ((x, y) for x in range(0, 1216, 304) for y in range(0, 474, 158)):
         assert (picture.point(rows, x + 50, y + 50), picture.point(rows, x + 50, y + 130)) == (BLUE, RED)
+
+
+def test_hosts_of_the_manifest_decide_what_is_loaded(render, picture):
+    facts, document = render(f"{WEB}/frames", hosts=("web.example.com", "3.frames.example.com"))
+    assert facts["error"] is None and facts["left_out"] == 11
+    assert picture.size(document) == (1280, 800)
+    facts, _ = render(f"{WEB}/green", hosts=("other.example.com",), timeout=5)
+    assert facts["error"] == "it cannot be had: ERR_SOCKS_CONNECTION_FAILED"
+
+
+def test_a_certificate_is_told(render, web):
+    """Nobody of Chromium's vouches for ours, so this one is excused, by its key."""
+    key = x509.load_pem_x509_certificate((web.directory / "web.pem").read_bytes()).public_key()
+    digest = hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+    flag = f"--ignore-certificate-errors-spki-list={base64.b64encode(digest).decode()}"
+    facts, document = render("https://web.example.com/green", flag=flag)
+    assert facts["certificate"] == {"valid": True, "subject": "web.example.com", "issuer": "web.example.com"}
+    assert document.startswith(b"\x89PNG")
 
 
 def test_nothing_leaves_by_another_way(render, web):
