@@ -7,7 +7,7 @@ have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from pyeclib.ec_iface import ECDriver, ECDriverError
@@ -55,17 +55,17 @@ class Code:
         """One fragment for each shard."""
         return [memoryview(fragment)[_HEADER_BYTES:] for fragment in self._driver.encode(stripe)]
 
-    def decode(self, fragments: Mapping[int, bytes], stripe: int) -> bytes | memoryview:
-        """The stripe of so many bytes, from `needed` fragments or more, by the numbers of their shards. Each must be
-        known to be what was encoded: nothing tells wrong ones."""
+    def decode(self, fragments: Mapping[int, Sequence[bytes]], stripe: int) -> bytes | memoryview:
+        """The stripe of so many bytes, from `needed` fragments or more, by the numbers of their shards, each in pieces.
+        Each must be known to be what was encoded: nothing tells wrong ones."""
         chosen = sorted(fragments)[: self.needed]
-        if len(chosen) == self.needed == chosen[-1] + 1:
-            return memoryview(b"".join(fragments[number] for number in chosen))[:stripe]
         length, headers = self._headers(stripe)
-        if any(len(fragments[number]) != length for number in chosen):
+        if any(sum(map(len, fragments[number])) != length for number in chosen):
             raise BentoError("a fragment has not the length that it must have")
+        if len(chosen) == self.needed == chosen[-1] + 1:
+            return memoryview(b"".join(piece for number in chosen for piece in fragments[number]))[:stripe]
         try:
-            whole: bytes = self._driver.decode([headers[number] + fragments[number] for number in chosen])
+            whole: bytes = self._driver.decode([b"".join((headers[number], *fragments[number])) for number in chosen])
         except ECDriverError as why:
             raise BentoError(f"the shards cannot be put together: {why}") from why
         return whole

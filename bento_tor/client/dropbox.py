@@ -20,6 +20,7 @@ from bento_tor.client.sealing import (
     SALT_BYTES,
     SEALED_CHUNK_BYTES,
     WRAPPED_BYTES,
+    Chunk,
     NotWhatWasPut,
     Opener,
     derive,
@@ -70,7 +71,7 @@ class Sink(Protocol):
 
     chunks: int  # so many are there already
 
-    def append(self, chunk: bytes) -> None:
+    def append(self, chunk: Chunk) -> None:
         """The next one."""
 
 
@@ -220,7 +221,7 @@ class Getting:
         self._take([self._opener.finish()])
         self._moved(len(tail))
 
-    def _take(self, chunks: Iterable[bytes]) -> None:
+    def _take(self, chunks: Iterable[Chunk]) -> None:
         for chunk in chunks:
             self._sink.append(chunk)
 

@@ -8,6 +8,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +18,7 @@ import msgspec
 from bento_tor.client.sealing import (
     CHUNK_BYTES,
     SEALED_CHUNK_BYTES,
+    Chunk,
     NotWhatWasPut,
     Sealer,
     salt_for,
@@ -52,6 +54,42 @@ def require_whole(written: int, wanted: int) -> None:
     """A disk that is nearly full takes a part and says no word. Raises OSError."""
     if written != wanted:
         raise OSError(errno.ENOSPC, "the disk took only part of it")
+
+
+def length_of(path: Path) -> int:
+    """How long a file is. Raises ConfigError where it is none that can be read."""
+    with reading(path) as file:
+        return seen(file)[0]
+
+
+class Digest:
+    """SHA-256 in a thread of its own, beside the work on the same bytes; no more than one piece waits. A context
+    manager."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._pool = ThreadPoolExecutor(1, "digest")
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Digest:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._pool.shutdown()
+
+    def update(self, data: bytes | memoryview) -> None:
+        """The next piece, which must not change."""
+        self._wait()
+        self._last = self._pool.submit(self._hash.update, data)
+
+    def digest(self) -> bytes:
+        """Of all of them."""
+        self._wait()
+        return self._hash.digest()
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
 
 
 def digest_of(file: BinaryIO, told: Callable[[int], None] = lambda count: None) -> bytes:
@@ -104,12 +142,14 @@ class SealedFile:
 class PartFile:
     """A file on its way in. A `dropbox.Sink`: chunks that were opened are appended; it gets its name at the end."""
 
-    def __init__(self, path: Path, ticket: str, name: str) -> None:
+    def __init__(self, path: Path, ticket: str, name: str, *, final: bool = True) -> None:
         """Goes on with what an earlier get of the same ticket has left. `name`: of the get, where there was none.
+        `final`: it is what the user wants; a part of that stays sealed.
 
         Raises ConfigError, where the file is there already too."""
         self.chunks = 0
         self.path = path
+        self._final = final
         self._part = path.with_name(path.name + ".part")
         self._note = path.with_name(path.name + ".part.json")
         if path.exists():
@@ -128,22 +168,25 @@ class PartFile:
             self._digest = hashlib.sha256()
             self._take_up()
 
-    def append(self, chunk: bytes) -> None:
+    def append(self, chunk: Chunk) -> None:
         """See `dropbox.Sink`."""
+        data = chunk.plain if self._final else chunk.sealed
         with writing(self._part):
-            require_whole(self._file.write(chunk), len(chunk))
-        self._digest.update(chunk)
+            require_whole(self._file.write(data), len(data))
+        if self._final:
+            self._digest.update(data)
         self.chunks += 1
 
-    def finish(self, maybe_header: bytes | None, secret: bytes) -> None:
+    def finish(self, header: bytes, secret: bytes) -> None:
         """It is whole. Raises NotWhatWasPut where it is not the file that this header was made for: what had been left
-        here was not part of it."""
-        if maybe_header not in (None, salt_for(secret, self._digest.digest())):
+        here was not part of it. That of a part is seen when all are put together."""
+        if self._final and header != salt_for(secret, self._digest.digest()):
             self.chunks = 0
             self.close()
             raise NotWhatWasPut(f"{self._part} does not fit together")
         with writing(self.path):
-            os.fsync(self._file.fileno())
+            if self._final:
+                os.fsync(self._file.fileno())
             self._file.close()
             self._part.rename(self.path)
             self._note.unlink()
@@ -158,10 +201,12 @@ class PartFile:
     def _take_up(self) -> None:
         """Count what is there; not the last chunk or two, which may not have reached the disk, or are in the piece
         that only a get has that is counted."""
-        whole = max(0, os.fstat(self._file.fileno()).st_size // CHUNK_BYTES - 1)
-        self._file.truncate(whole * CHUNK_BYTES)
-        for _ in range(whole):
-            self._digest.update(self._file.read(CHUNK_BYTES))
+        length = CHUNK_BYTES if self._final else SEALED_CHUNK_BYTES
+        whole = max(0, os.fstat(self._file.fileno()).st_size // length - 1)
+        self._file.truncate(whole * length)
+        for _ in range(whole if self._final else 0):
+            self._digest.update(self._file.read(length))
+        self._file.seek(whole * length)
         self.chunks = whole
 
     def _read_note(self) -> Left | None:

@@ -9,7 +9,6 @@ are Python callables that the test hands in; they run in threads, and nothing is
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import threading
 import traceback
@@ -20,6 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 from bento_tor.client.box import Box, connect
+from bento_tor.client.source import read_arguments
 from bento_tor.client.transport import MemoryStream, Stream
 from bento_tor.errors import LocalProtocolError, RemoteProtocolError
 from bento_tor.policy import document
@@ -161,7 +161,7 @@ class MemorySession:
 
     def _call(self, execute: m.Execute) -> Outcome:
         try:
-            positional, by_name = ast.literal_eval(execute.arguments)
+            positional, by_name = read_arguments(execute.arguments)
             value = self._box.functions[execute.call](self, *positional, **by_name)
             if value is not None:
                 self.send(value if isinstance(value, bytes | str) else repr(value))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -90,6 +91,13 @@ class Sealer:
         return self._key.encrypt(_nonce(number, last=last), chunk, None)
 
 
+class Chunk(NamedTuple):
+    """A chunk that is what was put, and as what it came."""
+
+    plain: bytes
+    sealed: bytes | memoryview
+
+
 class Opener:
     """Opens a stream of sealed bytes as it arrives; holds back what may be the last chunk."""
 
@@ -97,28 +105,33 @@ class Opener:
         """`first`: the number of the chunk that the stream begins with."""
         self._key = _key(secret, salt)
         self._number = first
-        self._held = bytearray()
+        self._held = b""
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes) -> Iterator[Chunk]:
         """What `data` lets be opened. Raises NotWhatWasPut, and then nothing more may be asked."""
-        self._held += data
-        whole = max(0, len(self._held) - 1) // SEALED_CHUNK_BYTES
-        view = memoryview(bytes(self._held[: whole * SEALED_CHUNK_BYTES]))
-        del self._held[: whole * SEALED_CHUNK_BYTES]
-        for at in range(0, len(view), SEALED_CHUNK_BYTES):
-            yield self._open(view[at : at + SEALED_CHUNK_BYTES], last=False)
+        held = memoryview(self._held + data if self._held else data)
+        stop = max(0, len(held) - 1) // SEALED_CHUNK_BYTES * SEALED_CHUNK_BYTES
+        self._held = bytes(held[stop:])
+        for at in range(0, stop, SEALED_CHUNK_BYTES):
+            yield self._open(held[at : at + SEALED_CHUNK_BYTES], last=False)
 
-    def finish(self) -> bytes:
+    def open_all(self, data: bytes, *, last: bool) -> list[bytes]:
+        """Whole chunks, known to be such; `last`: the stream's last is among them."""
+        view = memoryview(data)
+        starts = range(0, len(view) or 1, SEALED_CHUNK_BYTES)
+        return [self._open(view[at : at + SEALED_CHUNK_BYTES], last=last and at == starts[-1]).plain for at in starts]
+
+    def finish(self) -> Chunk:
         """The last chunk: the stream is whole. Raises NotWhatWasPut where it is not."""
         return self._open(self._held, last=True)
 
-    def _open(self, sealed: bytes | bytearray | memoryview, *, last: bool) -> bytes:
+    def _open(self, sealed: bytes | memoryview, *, last: bool) -> Chunk:
         try:
-            chunk = self._key.decrypt(_nonce(self._number, last=last), sealed, None)
+            plain = self._key.decrypt(_nonce(self._number, last=last), sealed, None)
         except (InvalidTag, ValueError) as why:
             raise NotWhatWasPut(f"piece {self._number} is not what was put there") from why
         self._number += 1
-        return chunk
+        return Chunk(plain, sealed)
 
 
 def _key(secret: bytes, salt: bytes) -> AESGCM:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import threading
 from pathlib import Path
+from typing import Literal, cast, overload
 
 import msgspec
 
@@ -11,6 +13,31 @@ from bento_tor import resources
 from bento_tor.errors import ConfigError
 from bento_tor.policy.manifest import Manifest, read
 from bento_tor.protocol.messages import MAX_ARGUMENTS_BYTES, MAX_CODE_BYTES
+
+# Python 3.11's parser keeps a count that threads spoil for one another ("recursion depth mismatch").
+_PARSING = threading.Lock()
+
+
+@overload
+def parse_python(text: str) -> ast.Module: ...
+@overload
+def parse_python(text: str, *, mode: Literal["eval"]) -> ast.Expression: ...
+def parse_python(text: str, *, mode: str = "exec") -> ast.Module | ast.Expression:
+    """`ast.parse`, for several threads."""
+    with _PARSING:
+        tree = ast.parse(text, mode=mode)
+    return cast("ast.Module | ast.Expression", tree)
+
+
+def read_literal(text: str) -> object:
+    """`ast.literal_eval`, for several threads."""
+    return ast.literal_eval(parse_python(text.lstrip(" \t"), mode="eval"))
+
+
+def read_arguments(text: str) -> tuple[list[object], dict[str, object]]:
+    """The arguments of a call, as they travel."""
+    positional, by_name = cast(tuple[list[object], dict[str, object]], read_literal(text))
+    return positional, by_name
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -54,7 +81,7 @@ def parse(name: str, text: str) -> Source:
     if len(text.encode()) > MAX_CODE_BYTES:
         raise ConfigError(f"{name} is larger than {MAX_CODE_BYTES // 1024} KiB, the most that a box takes")
     try:
-        tree = ast.parse(text)
+        tree = parse_python(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as why:
         where = f" (line {why.lineno}: {why.msg})" if isinstance(why, SyntaxError) else f" ({why})"
         raise ConfigError(f"{name} is not Python{where}", hint="a function is one file of Python source") from why
@@ -71,7 +98,7 @@ def make_call(name: str, *positional: object, **by_name: object) -> Call:
     """A call with these values, which must be Python literals."""
     try:
         arguments = repr((positional, by_name))
-        ast.literal_eval(arguments)
+        read_literal(arguments)
     except (ValueError, SyntaxError, RecursionError, MemoryError) as why:
         raise ConfigError(
             f"the arguments of {name} are not literals", hint="use numbers, strings, lists, dicts"
@@ -88,7 +115,7 @@ def parse_call(text: str) -> Call:
     """`add(5, 12)` -> a call. Only a name and literals: it is read, never evaluated."""
     hint = "for instance --call 'add(5, 12)'"
     try:
-        node = ast.parse(text.strip(), mode="eval").body
+        node = parse_python(text.strip(), mode="eval").body
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
             raise ValueError("not a call of a name")
         positional = [ast.literal_eval(argument) for argument in node.args]
@@ -118,7 +145,7 @@ def _entry(source: Source) -> str:
 def literal(text: str) -> object:
     """An argument as typed by a user: a Python literal where it is one, else the string itself."""
     try:
-        value: object = ast.literal_eval(text)
+        value = read_literal(text)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return text
     return value

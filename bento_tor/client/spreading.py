@@ -15,11 +15,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 
-from bento_tor.client import dropbox, shards
+from bento_tor.client import dropbox, spooling
 from bento_tor.client.box import Box
 from bento_tor.client.dropbox import Getting, Limits, Moved
 from bento_tor.client.files import PartFile, writing
-from bento_tor.client.shards import ShardTicket, Spooled
+from bento_tor.client.shards import ShardTicket
+from bento_tor.client.spooling import Spooled
 from bento_tor.errors import BentoError, ConfigError
 
 # Makes a Box that has not been entered: to be called from the thread of the program.
@@ -78,8 +79,7 @@ class Gathering:
                 for part in self._parts.values():
                     part.close()
             new = path.with_name(path.name + ".part")
-            headers = {number: bytes.fromhex(file.suffix[1:]) for number, file in self._whole.items()}
-            shards.join(self._whole, self._ticket, headers, new)
+            spooling.join(self._whole, self._ticket, new)
             with writing(path):
                 new.rename(path)
             crew.all(self._used_up, lambda number, box: self._gets[number].done())
@@ -112,7 +112,7 @@ class Gathering:
 
     def _body(self, number: int, box: Box) -> None:
         drop = self._ticket.drop(number)
-        part = PartFile(self._folder / str(number), str(drop), secrets.token_hex(16))
+        part = PartFile(self._folder / str(number), str(drop), secrets.token_hex(16), final=False)
         self._parts[number] = part
         self._gets[number] = Getting(box, drop, part, name=part.name, moved=self._moved)
         self._gets[number].body()
@@ -120,9 +120,8 @@ class Gathering:
     def _last(self, number: int, box: Box) -> None:
         left = self._gets[number].last()
         part = self._parts[number]
-        part.finish(None, self._ticket.drop(number).secret)
-        self._whole[number] = part.path.with_suffix(f".{self._gets[number].header.hex()}")
-        part.path.rename(self._whole[number])
+        part.finish(self._gets[number].header, self._ticket.drop(number).secret)
+        self._whole[number] = part.path
         if left == 0:
             self._used_up.add(number)
 
@@ -190,9 +189,8 @@ def folder_beside(path: Path, ticket: ShardTicket) -> Path:
 
 
 def _number_of(path: Path) -> int | None:
-    """Of a shard that has come whole, in an earlier process: NUMBER.HEADER."""
-    found = re.fullmatch(r"([0-9]{1,2})\.([0-9a-f]{64})", path.name)
-    return int(found[1]) if found else None
+    """Of a shard that has come whole, in an earlier process."""
+    return int(path.name) if re.fullmatch(r"[0-9]{1,2}", path.name) else None
 
 
 def _maybe_error(future: Future[None]) -> BentoError | None:
