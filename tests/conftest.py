@@ -396,12 +396,12 @@ def eventually() -> Callable[..., None]:
 def bento(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """The command line, with a keyring of the test's own."""
 
-    def run(*arguments: str, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, stdin: str = "", timeout_s: float = 180, **more: str) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("BENTO_TOR")}
         environment |= {"BENTO_TOR_KEYRING": str(tmp_path / "keyring.json"), **more}
         done = subprocess.run(
             [sys.executable, "-m", "bento_tor.cli", *arguments],
-            input=stdin, capture_output=True, text=True, timeout=180, env=environment, cwd=tmp_path,
+            input=stdin, capture_output=True, text=True, timeout=timeout_s, env=environment, cwd=tmp_path,
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr
         return done

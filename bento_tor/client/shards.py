@@ -2,22 +2,18 @@
 
 The boxes learn nothing of one another: tokens and keys come from the ticket's secret, one each, and every box is
 reached by circuits of its own. Each chunk of each shard is authenticated as it comes: it is known which box lied, and
-what is put together has been put there. Owns the ticket, and the shards on the user's disk; `spreading` moves them.
+what is put together has been put there. Owns the ticket, and what becomes of each stripe of the file. Pure: `spooling`
+reads and writes files, `spreading` moves shards.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import msgspec
 
-from bento_tor.client.coding import FRAGMENT_BYTES, MOST_SHARDS, Code
-from bento_tor.client.files import Digest, reading, require_same, require_whole, seen, writing
+from bento_tor.client.coding import MOST_SHARDS, Code
 from bento_tor.client.sealing import (
     CHUNK_BYTES,
     SECRET_BYTES,
@@ -29,9 +25,8 @@ from bento_tor.client.sealing import (
     sealed_bytes,
 )
 from bento_tor.client.tickets import DropTicket, encode_secret, split
-from bento_tor.errors import BentoError, ConfigError
+from bento_tor.errors import ConfigError
 
-_READ_BYTES = 256 * 1024
 _MOST_BYTES = 1 << 50
 MARK_BYTES = 16
 _HINT = "it looks like bento1:<box>,<box>,...:shard-<needed>-<bytes>:<secret>"
@@ -91,122 +86,62 @@ def check(ticket: ShardTicket) -> None:
         raise ConfigError(f"a file of {ticket.file_bytes} bytes cannot be cut")
 
 
-def salt_of_shard(secret: bytes) -> bytes:
-    """Of its own secret alone: one that is the same everywhere would let boxes find each other."""
+def salt_of(secret: bytes) -> bytes:
+    """Of a shard's own secret alone: one that is the same everywhere would let boxes find each other."""
     return salt_for(secret, b"")
 
 
-@dataclass(frozen=True)
-class Spooled:
-    """One sealed shard on disk. A `dropbox.Sealed`."""
+class Hash(Protocol):
+    """SHA-256, as hashlib has it."""
 
-    path: Path
-    size: int
-    header: bytes
+    def update(self, data: bytes | memoryview, /) -> object:
+        """The next bytes."""
 
-    def pieces(self, start: int) -> Iterator[bytes]:
-        """See `dropbox.Sealed`."""
-        with reading(self.path) as file:
-            file.seek(start)
-            while data := file.read(_READ_BYTES):
-                yield data
+    def digest(self) -> bytes:
+        """Of all of them."""
 
 
-def cut(path: Path, ticket: ShardTicket, folder: Path) -> tuple[ShardTicket, list[Spooled]]:
-    """Cut and seal the file into `folder`: one file for each shard; the ticket with the file's mark. Needs memory for a
-    stripe or two.
+class Cutter:
+    """Cuts and seals a file, stripe by stripe."""
 
-    Raises ConfigError where the file is not the one that a ticket with a mark is for: nothing else must ever be sealed,
-    and sent, under its keys."""
-    code = ticket.code
-    names = [folder / str(number) for number in range(code.shards)]
-    salts = [salt_of_shard(ticket.drop(number).secret) for number in range(code.shards)]
-    with ExitStack() as stack:
-        file = stack.enter_context(reading(path))
-        stack.enter_context(writing(folder))
-        digest = stack.enter_context(Digest())
-        outs = [
-            _Out(stack.enter_context(name.open("xb", buffering=0)), Sealer(ticket.drop(number).secret, salt))
-            for number, (name, salt) in enumerate(zip(names, salts, strict=True))
+    def __init__(self, ticket: ShardTicket, digest: Hash) -> None:
+        self._code = ticket.code
+        self._digest = digest
+        secrets = [ticket.drop(number).secret for number in range(self._code.shards)]
+        self._sealers = [Sealer(secret, salt_of(secret)) for secret in secrets]
+        self._chunks = 0
+
+    def cut(self, stripe: bytes, *, last: bool) -> list[list[bytes]]:
+        """Of each shard the next sealed chunks. An empty file has one stripe, which is empty."""
+        self._digest.update(stripe)
+        fragments = self._code.encode(stripe) if stripe else [memoryview(b"")] * self._code.shards
+        starts = range(0, len(fragments[0]) or 1, CHUNK_BYTES)
+        first, self._chunks = self._chunks, self._chunks + len(starts)
+        return [
+            [
+                sealer.seal(first + at, fragment[start : start + CHUNK_BYTES], last=last and start == starts[-1])
+                for at, start in enumerate(starts)
+            ]
+            for sealer, fragment in zip(self._sealers, fragments, strict=True)
         ]
-        before = seen(file)
-        stripes = code.stripes(ticket.file_bytes)
-        for at, length in enumerate(stripes):
-            stripe = file.read(length)
-            require_same(path, len(stripe) == length)
-            digest.update(stripe)
-            for out, fragment in zip(outs, code.encode(stripe), strict=True):
-                out.write(fragment, last=at == len(stripes) - 1)
-        if not stripes:
-            for out in outs:
-                out.write(memoryview(b""), last=True)
-        require_same(path, seen(file) == before and not file.read(1))
-        mark = ticket.mark_of(digest.digest())
-    if ticket.mark not in (b"", mark):
-        raise ConfigError(f"{path} is not the file that this ticket is for", hint="put it under a new ticket")
-    size = sealed_bytes(code.shard_bytes(ticket.file_bytes))
-    spooled = [Spooled(name, size, salt) for name, salt in zip(names, salts, strict=True)]
-    return msgspec.structs.replace(ticket, mark=mark), spooled
 
 
-class _Out:
-    """Where one shard goes."""
+class Joiner:
+    """Opens and puts together what was cut, from the shards of these numbers."""
 
-    def __init__(self, file: BinaryIO, sealer: Sealer) -> None:
-        self._file, self._sealer, self._number = file, sealer, 0
+    def __init__(self, ticket: ShardTicket, numbers: Iterable[int], digest: Hash) -> None:
+        self._code = ticket.code
+        self._digest = digest
+        secrets = {number: ticket.drop(number).secret for number in numbers}
+        self._openers = {number: Opener(secret, salt_of(secret)) for number, secret in secrets.items()}
 
-    def write(self, fragment: memoryview, *, last: bool) -> None:
-        starts = range(0, len(fragment) or 1, CHUNK_BYTES)
-        sealed = [
-            self._sealer.seal(
-                self._number + at, fragment[start : start + CHUNK_BYTES], last=last and start == starts[-1]
-            )
-            for at, start in enumerate(starts)
-        ]
-        self._number += len(sealed)
-        require_whole(os.writev(self._file.fileno(), sealed), sum(map(len, sealed)))
+    def sealed_bytes(self, stripe: int) -> int:
+        """How many bytes of each shard belong to a stripe of so many."""
+        return sealed_bytes(self._code.fragment_bytes(stripe)) if stripe else TAG_BYTES
 
-
-def join(shards: Mapping[int, Path], ticket: ShardTicket, path: Path) -> None:
-    """Put the file together from sealed shards, by their numbers. `path` is written, and is whole when this returns.
-
-    Raises BentoError where it is not the file that was cut; then what was written is gone."""
-    code = ticket.code
-    stripes = code.stripes(ticket.file_bytes)
-    try:
-        with ExitStack() as stack:
-            sources = {
-                number: _In(stack.enter_context(reading(shard)), ticket.drop(number).secret)
-                for number, shard in shards.items()
-            }
-            stack.enter_context(writing(path))
-            digest = stack.enter_context(Digest())
-            out = stack.enter_context(os.fdopen(os.open(path, _NEW, 0o600), "wb", buffering=0))
-            for at, length in enumerate(stripes):
-                size = code.fragment_bytes(length) if length < code.stripe_bytes else FRAGMENT_BYTES
-                last = at == len(stripes) - 1
-                stripe = code.decode({n: source.read(size, last=last) for n, source in sources.items()}, length)
-                digest.update(stripe)
-                require_whole(out.write(stripe), length)
-            if ticket.mark_of(digest.digest()) != ticket.mark:
-                raise BentoError("the shards do not make up the file: they were put like that")
-            os.fsync(out.fileno())
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-
-
-class _In:
-    """Where one shard comes from."""
-
-    def __init__(self, file: BinaryIO, secret: bytes) -> None:
-        self._file, self._opener = file, Opener(secret, salt_of_shard(secret))
-
-    def read(self, size: int, *, last: bool) -> list[bytes]:
-        """The next fragment, in pieces. Raises NotWhatWasPut."""
-        chunks = -(-size // CHUNK_BYTES)
-        sealed = self._file.read(size + chunks * TAG_BYTES)
-        return self._opener.open_all(sealed, last=last)
-
-
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    def join(self, sealed: Mapping[int, bytes], stripe: int, *, last: bool) -> bytes | memoryview:
+        """The next stripe, of so many bytes. Raises NotWhatWasPut."""
+        fragments = {number: self._openers[number].open_all(data, last=last) for number, data in sealed.items()}
+        whole = self._code.decode(fragments, stripe) if stripe else b""
+        self._digest.update(whole)
+        return whole

@@ -15,11 +15,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 
-from bento_tor.client import dropbox, shards
+from bento_tor.client import dropbox, spooling
 from bento_tor.client.box import Box
 from bento_tor.client.dropbox import Getting, Limits, Moved
 from bento_tor.client.files import PartFile, writing
-from bento_tor.client.shards import ShardTicket, Spooled
+from bento_tor.client.shards import ShardTicket
+from bento_tor.client.spooling import Spooled
 from bento_tor.errors import BentoError, ConfigError
 
 # Makes a Box that has not been entered: to be called from the thread of the program.
@@ -78,7 +79,7 @@ class Gathering:
                 for part in self._parts.values():
                     part.close()
             new = path.with_name(path.name + ".part")
-            shards.join(self._whole, self._ticket, new)
+            spooling.join(self._whole, self._ticket, new)
             with writing(path):
                 new.rename(path)
             crew.all(self._used_up, lambda number, box: self._gets[number].done())

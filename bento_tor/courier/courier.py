@@ -28,7 +28,7 @@ from bento_tor.policy.destinations import Destinations, is_named
 _PLACE_S = 10.0
 _PIECE_BYTES = 64 * 1024
 # Errands at once: of one session, and of the whole box, each a process of some 10 MB.
-AT_ONCE, WORKERS_MAX = 4, 32
+AT_ONCE, WORKERS_MAX = 4, 24
 # Connections of one session beyond its errands that are heard and told so; more of them wait to be accepted.
 _HEARD_BEYOND = 4
 
@@ -136,7 +136,7 @@ class Round:
         # Circuits that no other session's streams share, one for each box that it uses.
         self._way = TorWay(courier.settings.socks, Destinations, word=f"bento-courier-{secrets.token_hex(12)}")
         self._known: set[tuple[str, int]] = set()
-        self._visits = self._carried = self._errands = 0
+        self._begun = self._visits = self._carried = self._errands = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._places = asyncio.Semaphore(AT_ONCE + _HEARD_BEYOND)
 
@@ -187,6 +187,7 @@ class Round:
                 return
             conn.close()  # else the function would never see its end
             self._errands += 1
+            self._begun += 1
             with line:
                 streams: list[asyncio.Task[None]] = []
                 try:
@@ -209,6 +210,9 @@ class Round:
             raise Declined("full", f"a function has at most {AT_ONCE} connections to other boxes at once: close one")
         if self._visits >= settings.visits:
             raise Declined("full", f"a function makes at most {settings.visits} connections to other boxes")
+        # Also what connects to nobody costs a process.
+        if self._begun >= settings.visits:
+            raise Declined("full", f"a function runs at most {settings.visits} errands to other boxes")
         if self._carried >= settings.carried_bytes:
             raise Declined("full", "the function has sent and received all that it may to and from other boxes")
         if place not in self._known and len(self._known) >= settings.boxes:

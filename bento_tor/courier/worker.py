@@ -22,7 +22,7 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP = 1, 4, 22
 _SECCOMP_MODE_FILTER = 2
 _STACK_BYTES = 512 * 1024
 # What the client library needs for one session beside what it has: windows, and messages being cut and joined.
-_MORE_DATA_BYTES = 64 * 1024 * 1024
+_MORE_DATA_BYTES = 32 * 1024 * 1024
 _FILES = 16
 _NICE = 10
 # Asks for a stream; the answer is one byte, SOCKS5's or ours, and with OK a socket.

@@ -187,7 +187,8 @@ class _Line:
         except ConnectionRefusedError as why:
             self.close()
             raise PermissionError(
-                errno.EACCES, "this session may use no other box: a function of another box has started it"
+                errno.EACCES,
+                "this session may use no other box: a function of another box has started it, or the way is closed",
             ) from why
         except BaseException:
             self.close()

@@ -14,7 +14,7 @@ from bento_tor.cli import ui
 from bento_tor.cli.client.dropbox import keeping_ticket, limit_options, tell_ticket
 from bento_tor.cli.client.reach import Reach, no_keyring_option, pass_reach, read_ticket
 from bento_tor.cli.options import json_option
-from bento_tor.client import shards, spreading
+from bento_tor.client import shards, spooling, spreading
 from bento_tor.client.dropbox import Limits
 from bento_tor.client.files import length_of
 from bento_tor.client.sealing import SECRET_BYTES
@@ -62,7 +62,7 @@ def put(
         raise ConfigError("this ticket is for other boxes, or another file", hint="give --boxes and --need as before")
     with tempfile.TemporaryDirectory(prefix="bento-shards-") as folder:
         with ui.progress(f"cutting {file.name} into {len(addresses)} shards"):
-            ticket, spooled = shards.cut(file, ticket, Path(folder))
+            ticket, spooled = spooling.cut(file, ticket, Path(folder))
         with (
             keeping_ticket(str(ticket), output, resumed=resume is not None),
             ui.bar(f"leaving {len(spooled)} shards", sum(each.size for each in spooled)) as moved,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bento_tor import resources
-from bento_tor.client import Box, Retries, dropbox, shards, spreading
+from bento_tor.client import Box, Retries, dropbox, shards, spooling, spreading
 from bento_tor.client.dropbox import Getting, Gone, Limits
 from bento_tor.client.files import PartFile, SealedFile
 from bento_tor.client.memory import MemoryBox
@@ -137,7 +137,7 @@ class Spread:
         ticket = ShardTicket(tuple(self.by_name), 3, self.file.stat().st_size, os.urandom(32))
         cut = self.folder / f"cut-{os.urandom(4).hex()}"
         cut.mkdir()
-        ticket, spooled = shards.cut(self.file, ticket, cut)
+        ticket, spooled = spooling.cut(self.file, ticket, cut)
         spreading.put(ticket, spooled, self.make_box, Limits(max_gets=2), lambda count: None)
         return ticket
 

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,10 @@ def attempts(parent: int) -> dict[str, Callable[[], object]]:
 
 @contextmanager
 def reach(address: str, dial: Callable[[], socket.socket | int]) -> Iterator[object]:
-    """Instead of the client library."""
+    """Instead of the client library. At another port it stays, whatever becomes of its function."""
+    if address.endswith(":81"):
+        while True:
+            time.sleep(1)
     said = []
     for name, attempt in attempts(os.getppid()).items():
         try:
@@ -67,25 +71,48 @@ def reach(address: str, dial: Callable[[], socket.socket | int]) -> Iterator[obj
     yield
 
 
+def ask(path: str, place: str) -> socket.socket:
+    """An errand of the function's."""
+    function = socket.socket(socket.AF_UNIX)
+    function.settimeout(60)
+    function.connect(path)
+    function.sendall(bytes([len(place)]) + place.encode() + b"\x03\0\0\0\x20" + bytes(32))
+    return function
+
+
+def workers(courier: int) -> str:
+    """What the courier has forked."""
+    return Path(f"/proc/{courier}/task/{courier}/children").read_text()
+
+
+def until(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not what():
+        if time.monotonic() > deadline:
+            raise SystemExit("it did not come to be")
+        time.sleep(0.05)
+
+
 def main(socks: str, address: str) -> None:
     """Say what it says."""
     host, port = socks.split(":")
-    settings = Settings(socks=(host, int(port)), boxes=1, visits=3, carried_bytes=1 << 20)
+    settings = Settings(socks=(host, int(port)), boxes=2, visits=3, carried_bytes=1 << 20)
     started = process.start(settings, reach, compile_parser(), uid=UID if os.geteuid() == 0 else None)
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as door:
         path = str(Path(folder) / "door")
         door.bind(path)
         door.listen()
-        KeeperLine(started.keeper).offer(1, door)
+        keeper = KeeperLine(started.keeper)
+        keeper.offer(1, door)
         started.box.send(grants.encode(Grant(1, "tor")))
-        with socket.socket(socket.AF_UNIX) as function:
-            function.settimeout(60)
-            function.connect(path)
-            place = f"{address}:80".encode()
-            function.sendall(bytes([len(place)]) + place + b"\x03\0\0\0\x20" + bytes(32))
+        with ask(path, f"{address}:80") as function:
             answer = b""
             while data := function.recv(4096):
                 answer += data
+        ask(path, f"{address}:81").close()
+        until(lambda: workers(started.pid))
+        keeper.end(1)
+        until(lambda: not workers(started.pid))
         print(answer[5:].decode())
     started.keeper.close()
     os.waitpid(started.pid, 0)

@@ -189,7 +189,8 @@ def f():
 
 
 def test_the_images_packages_can_be_imported(run):
-    source = "import requests, socks, psutil, ssl, sqlite3, zoneinfo\ndef f():\n"
+    source = "import requests, socks, psutil, ssl, sqlite3, zoneinfo\n"
+    source += "from cryptography.hazmat.primitives import hpke\ndef f():\n"
     source += "  zoneinfo.ZoneInfo('Europe/Berlin')\n  ssl.create_default_context()\n  return requests.__version__"
     talk = run(source)
     assert talk.messages == [b"2.34.2"], talk
