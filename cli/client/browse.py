@@ -7,7 +7,6 @@ import tempfile
 import threading
 import time
 import webbrowser
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -20,8 +19,11 @@ from bento_tor.cli.client.run import erase
 from bento_tor.cli.options import json_option
 from bento_tor.client import browsing
 from bento_tor.client.apart import MOST_BYTES, rewrap
+from bento_tor.client.box import Box
 from bento_tor.client.browsing import Wish
 from bento_tor.client.page import Page, unpack
+from bento_tor.client.session import Session
+from bento_tor.client.source import Call, Source
 from bento_tor.errors import BentoError, ConfigError
 
 
@@ -75,11 +77,7 @@ def command(
     call = browsing.call(wish)
     started = time.monotonic()
     with ui.progress(f"fetching {wish.url} by way of {box_address}"), reach.box(box_address) as box:
-        session = box.run(browsing.function(wish), call)
-        try:
-            message = _Waiting(lambda: browsing.collect(session)).result()
-        finally:
-            erase(box, session)
+        message = _Visit(box, browsing.function(wish), call).wait()
     page = unpack(message, MOST_BYTES)
     if not page.parts:
         raise BentoError(f"the page did not come: {page.error}")
@@ -88,33 +86,48 @@ def command(
     _tell(page, place, as_json=as_json, seconds=round(time.monotonic() - started, 3))
 
 
-class _Waiting:
-    """Work that the first Ctrl-C does not end."""
+class _Visit:
+    """One page's way from the box, in a thread that the first Ctrl-C does not reach."""
 
-    def __init__(self, work: Callable[[], bytes]) -> None:
-        self._work = work
-        self._maybe_result: bytes | None = None
+    def __init__(self, box: Box, function: Source, call: Call) -> None:
+        self._box = box
+        self._function = function
+        self._call = call
+        self._maybe_session: Session | None = None
+        self._message = b""
         self._maybe_error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="browsing", daemon=True)
-        self._thread.start()
+        # Not Thread.join: one that Ctrl-C interrupts takes the thread for ended (Python 3.11).
+        self._over = threading.Event()
 
-    def result(self) -> bytes:
-        """Wait for it. Raises what it raised, and KeyboardInterrupt at the second."""
+    def wait(self) -> bytes:
+        """The function's message. Raises what went wrong; KeyboardInterrupt when all is over, or at the second."""
+        threading.Thread(target=self._run, name="browsing", daemon=True).start()
         try:
-            self._thread.join()
+            self._over.wait()
         except KeyboardInterrupt:
             ui.say("waiting for the answer, so that nobody sees you leave; Ctrl-C again leaves")
-            self._thread.join()
+            try:
+                self._over.wait()
+            except KeyboardInterrupt:
+                if self._maybe_session is not None:
+                    erase(self._box, self._maybe_session)
+                raise
             raise
         if self._maybe_error is not None:
             raise self._maybe_error
-        return self._maybe_result or b""
+        return self._message
 
     def _run(self) -> None:
         try:
-            self._maybe_result = self._work()
+            self._maybe_session = self._box.run(self._function, self._call)
+            try:
+                self._message = browsing.collect(self._maybe_session)
+            finally:
+                erase(self._box, self._maybe_session)
         except BaseException as error:
             self._maybe_error = error
+        finally:
+            self._over.set()
 
 
 def _save(data: bytes, ending: str, url: str, *, output: str | None, open_it: bool) -> str:
