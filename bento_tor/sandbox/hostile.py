@@ -24,7 +24,7 @@ MOST = msgspec.structs.replace(CEILING, memory_bytes=256 * MIB, pids=128, data_b
 
 # `attempt` tells an error's name, or what came of it; `system` makes a bare system call (x86-64 numbers).
 PRELUDE = """
-import ctypes, errno, fcntl, mmap, os, resource, shutil, signal, socket, subprocess, sys, threading, time
+import ctypes, errno, fcntl, mmap, os, resource, signal, socket, subprocess, sys, threading, time
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long

@@ -41,7 +41,7 @@ BROWSER_ROWS = (
         "return each(*[attempt(lambda: os.write(os.open(f'/proc/self/{path}', 1), b'0 0 1')) for path in ('uid_map', 'gid_map')],\n"
         "  call('umount2', b'/proc/1', 2), call('umount2', b'/proc', 2), attempt(lambda: os.open('/proc/self/exe', 1)),\n"
         "  *[system(308, os.open(f'/proc/self/ns/{kind}', 0), 0) for kind in ('user', 'mnt', 'net', 'pid')])", "EPERM EROFS|EPERM ETXTBSY"),
-    Row(38, "programs of its own", "open('/data/x', 'w').write('#!' + sys.executable); shutil.copy(sys.executable, '/data/y')\n"
+    Row(38, "programs of its own", "import shutil; open('/data/x', 'w').write('#!' + sys.executable); shutil.copy(sys.executable, '/data/y')\n"
         "for path in ('/data/x', '/data/y'): os.chmod(path, 0o755)\n"
         "loaded = subprocess.run(['/lib64/ld-linux-x86-64.so.2', '/data/y', '-c', ''], stderr=subprocess.DEVNULL).returncode\n"
         "return each(*[attempt(lambda: subprocess.run([path])) for path in ('/data/x', '/data/y')], system(319, 0, 0),\n"
