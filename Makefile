@@ -34,9 +34,10 @@ test-v2: setup
 	@$(VENV)/bin/python -I tests/v2/machine.py
 
 # The long forms of long checks: a box killed at 50 moments, 100 faults on real circuits, 1000 random exit policies
-# against the kernel. It goes on where it was stopped.
+# against the kernel, 100 MB in shards over boxes that are killed and lie. It goes on where it was stopped.
 soak: setup
-	@BENTO_TOR_SOAK=1 $(VENV)/bin/python -Im pytest tests/box/test_killed.py tests/box/test_faults.py tests/egress/test_kernel.py
+	@BENTO_TOR_SOAK=1 $(VENV)/bin/python -Im pytest tests/box/test_killed.py tests/box/test_faults.py tests/egress/test_kernel.py \
+		tests/box/test_shard.py
 
 # Each prints what docs/benchmarks.md is about; the ones of Tor make a network namespace of their own (root).
 bench: setup
@@ -45,6 +46,7 @@ bench: setup
 	@$(VENV)/bin/python bench/roundtrips.py
 	@$(VENV)/bin/python bench/goodput.py
 	@$(VENV)/bin/python bench/load.py
+	@$(VENV)/bin/python bench/shard.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -253,5 +253,7 @@ ROWS = (
         word="killed:policy"),
     Row(59, "empty frames without end", r"while True: os.write(control(), b'\x82\0\0\0\1\0' * 99)", word="killed:time|killed:cpu",
         limits=(("wall_s", 1),)),
+    Row(59, "an end for storage that it has not", r"os.write(control(), b'\x88\0\0\0\x11\x05' + b'\xff' * 8 + bytes(8)); time.sleep(60)",
+        word="killed:policy"),
     Row(59, "noise", "os.write(control(), b'\\0' + os.urandom(1 << 16)); time.sleep(60)", word="killed:policy"),
 )  # fmt: skip

@@ -148,6 +148,50 @@ def test_functions_do_not_see_each_other_and_a_moved_piece_opens_nothing(path: P
         owner.get("a")
 
 
+def test_a_function_names_its_own_end_and_it_can_only_come_nearer(path: Path) -> None:
+    now = [1_000_000.5]
+    owner = Owner(path)
+    owner.store._clock = lambda: now[0]
+    owner.blobs = owner.open()
+    owner.put("a", b"kept" * 1000)
+    for seconds in (100, 200, 50, 1 << 63, 70):
+        owner.blobs.expire(seconds)
+    assert owner.store.sweep_ended() == ([], pytest.approx(49.5))
+    session = os.urandom(32)
+    now[0] += 49
+    assert owner.store.maybe_load(owner.invocation) is not None and owner.store.begin_session(session, owner.invocation)
+    # From that second on the token opens nothing, swept or not; storing it again begins anew.
+    now[0] += 1
+    assert owner.store.maybe_load(owner.invocation) is None
+    assert not owner.store.begin_session(os.urandom(32), owner.invocation)
+    assert owner.store.maybe_blobs(owner.invocation, **owner.most) is None
+    body = owner.store._one("SELECT body FROM pieces")[0]
+    assert owner.store.sweep_ended() == ([owner.store.function_hash(owner.invocation)], None)
+    assert owner.store._one("SELECT count(*) FROM functions") == (0,)
+    disk = b"".join(file.read_bytes() for file in path.parent.iterdir())
+    assert body[:64] not in disk, "overwritten, in the log too"
+    with pytest.raises(Declined):
+        owner.put("a", b"x")
+    owner.blobs.expire(5)  # what a session still says of a function that is gone is nobody's
+    assert owner.store.sweep_ended() == ([], None)
+
+
+def test_what_is_stored_again_after_its_end_is_new_and_before_it_keeps_its_end(path: Path) -> None:
+    now = [1_000_000.0]
+    owner = Owner(path)
+    owner.store._clock = lambda: now[0]
+    owner.blobs = owner.open()
+    owner.put("a", b"x")
+    owner.blobs.expire(10)
+    again = (owner.invocation, owner.shutdown, b"m", b"def f(): pass")
+    assert owner.store.save(*again).value == "done"
+    now[0] += 10
+    assert owner.store.maybe_load(owner.invocation) is None
+    assert owner.store.save(*again).value == "done"
+    owner.blobs = owner.open()
+    assert owner.blobs.heads() == [] and owner.store.sweep_ended() == ([], None)
+
+
 # --- the talk with a function -----------------------------------------------------------------------------------
 
 
@@ -166,6 +210,7 @@ def request(verb: int, name: str = "", expect: int = -1, length: int = 0) -> byt
         request(1, "a", expect=-2),
         request(1, "a", length=1),
         request(1, "x" * 257),
+        request(5, "a", length=5),
         request(2, "a")[:-1] + b"\xff",
         frames.HEADER.pack(frames.STORE, 0),
         frames.HEADER.pack(frames.STORE_DATA, 0),
@@ -216,6 +261,21 @@ def test_what_is_out_of_order_is_said_and_leaves_nothing(path: Path, asked: list
     with pytest.raises(OutOfOrder):
         talk(owner, *asked)
     assert owner.store._one("SELECT count(*) FROM pieces") == (0,)
+
+
+def test_an_end_is_told_to_who_sweeps(path: Path) -> None:
+    owner, told = Owner(path), []
+
+    async def run() -> None:
+        async def on_disk(work, *values):
+            return work(*values)
+
+        keeping = Keeping(owner.blobs, on_disk, lambda: told.append("expiring"))
+        asked = frames.FrameReader().feed(request(5, length=30))
+        assert [frame[0] async for frame in keeping.answer(asked[0])] == [frames.STORE_REPLY]
+
+    asyncio.run(run())
+    assert told == ["expiring"] and owner.store.sweep_ended() == ([], pytest.approx(30, abs=2))
 
 
 def test_a_blob_that_fails_on_the_way_is_answered_once_and_the_talk_goes_on(path: Path) -> None:
