@@ -82,9 +82,9 @@ def done(name):
     with answering():
         drop = Drop(api.store)
         drop.require_whole()
+        reply()
         if name in drop.state["names"] and drop.left() == 0:
             drop.store.expire(0)
-        reply()
 
 
 class No(Exception):

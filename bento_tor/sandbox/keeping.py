@@ -66,8 +66,8 @@ class Store:
         return blobs
 
     def expire(self, seconds: int) -> None:
-        """Have the box erase the function, with all that it keeps, in so many seconds, whether or not anybody comes;
-        0: now. What was said before stays true where it is sooner."""
+        """Have the box erase the function, with all that it keeps, in so many seconds, also if nobody comes, and end
+        what runs of it; 0: now, so it is the last thing to say. Where something sooner was said, that stays."""
         self._ask(EXPIRE, length=seconds)
 
     def _ask(self, verb: int, name: str = "", expect: int | None = None, length: int = 0) -> dict[str, Any]:

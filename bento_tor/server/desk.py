@@ -86,10 +86,16 @@ class Desk:
             log.info("%d functions have expired", swept)
 
     async def sweep_ended(self) -> None:
-        """Erase functions as their own end comes, to the second; then wait for the next one's. To be called again and
-        again."""
+        """Erase functions as their own end comes, to the second, and end what runs of them; then wait for the next
+        one's. To be called again and again."""
         self._expiring.clear()
-        maybe_wait_s = await self._on_disk(self._store.sweep_ended)
+        erased, maybe_wait_s = await self._on_disk(self._store.sweep_ended)
+        for function_hash in erased:
+            # What has ended already may still be read: the function's last word may be that it is erased.
+            async with self._starting:
+                for session in self._sessions.of_function(function_hash):
+                    if session.maybe_outcome is None:
+                        session.end(Kind.KILLED_TIME)
         with suppress(TimeoutError):
             # The second is over only at its end; and a clock that is set must not be missed for long.
             async with asyncio.timeout(min(_LOOK_S, _LOOK_S if maybe_wait_s is None else maybe_wait_s + 0.01)):

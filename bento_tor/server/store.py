@@ -247,12 +247,13 @@ class Store:
         self._db.execute("DELETE FROM sessions WHERE started_hour < ? AND outcome IS NOT NULL", (oldest,))
         return len(self._erase_where("expires_day <= ?", self._today()))
 
-    def sweep_ended(self) -> float | None:
-        """Erase functions whose own end has come. Gives the seconds until the next one's; None where there is none."""
+    def sweep_ended(self) -> tuple[list[bytes], float | None]:
+        """Erase functions whose own end has come. Gives their hashes, and the seconds until the next one's end; None
+        where there is none."""
         now = int(self._clock())
-        self._erase_where("invocation_hash IN (SELECT invocation_hash FROM endings WHERE ends_at <= ?)", now)
+        erased = self._erase_where("invocation_hash IN (SELECT invocation_hash FROM endings WHERE ends_at <= ?)", now)
         row = self._one("SELECT min(ends_at) FROM endings")
-        return None if row is None or row[0] is None else max(0.0, row[0] - self._clock())
+        return erased, None if row is None or row[0] is None else max(0.0, row[0] - self._clock())
 
     # ------------------------------------------------------------------------------------------------------
 

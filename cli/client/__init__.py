@@ -9,8 +9,8 @@ from bento_tor.cli.main import LazyGroup
 COMMANDS = {
     "auth": "keys for boxes that let in only whom they know",
     "attach": "come back to a session: its output, and your input",
-    "browse-to-dropbox": "have a page fetched on one box and left, sealed, at another",
     "browse": "a web page by way of a box, made harmless before it is seen",
+    "browse-to-dropbox": "have a page fetched on one box and left, sealed, at another",
     "close": "end a session",
     "cover": "constant traffic to a box and back, in which data may ride",
     "detach": "let go of a session, wherever it is attached",

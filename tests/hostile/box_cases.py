@@ -20,7 +20,7 @@ import msgspec
 
 from bento_tor.client import parse
 from bento_tor.client.source import make_call
-from bento_tor.errors import BentoError
+from bento_tor.errors import BentoError, Refused
 from bento_tor.protocol import messages as m
 from bento_tor.protocol.connection import NEED_DATA, Connection, EndOfStream, Role
 
@@ -321,6 +321,22 @@ def flood_unread(stage: Stage) -> str:
     return "it waited"
 
 
+def expiring(stage: Stage) -> str:
+    """A function that names its own end again and again; then one that runs on behind it."""
+    storage = "# /// script\n# [tool.bento]\n# store = true\n# ///\n"
+    again = "import time\ndef f():\n    until = time.monotonic() + 1.5\n    while time.monotonic() < until: "
+    with stage.running(parse("f", f"{storage}{again}api.store.expire(1 << 62)\n    return 'done'")) as (_, session):
+        said = [message.decode() for message in session]
+    with stage.box.connect() as there:
+        function = there.upload(parse("f", f"{storage}def f():\n    api.store.expire(0)\n    while True: api.recv()"))
+        word = function.start(make_call("f")).wait().word
+        try:
+            function.start(make_call("f")).wait_attached()
+        except Refused as no:
+            return " ".join([*said, word, no.code])
+    return "it is still there"
+
+
 def abandon(stage: Stage) -> str:
     """200 clients who start and go."""
     with stage.box.connect() as there:
@@ -451,6 +467,8 @@ CASES = [
          {"end killed:user": 1, "refusal displaced": 2}),
     Case(58, "noise on every stream, terminal's orders", noise, "raised; not in the box's log", {"end raised": 1}),
     Case(58, "output without end", flood, "killed:output", {"end killed:output": 1, "limit output": 1}),
+    Case(58, "an end that is named again and again, and outlived", expiring, "done killed:time token",
+         {"end killed:time": 1, "limit time": 1, "refusal token": 1}),
     Case(58, "padding that nobody could tell from a flood", vast_padding, "killed:policy", {"end killed:policy": 1}),
     Case(58, "output that nobody reads", flood_unread, "it waited", {"end killed:user": 1, "refusal displaced": 1}),
     Case(60, "200 clients who start and go", abandon, "a place is free"),

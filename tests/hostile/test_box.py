@@ -31,6 +31,7 @@ audit = true
 [policy]
 sessions = 6
 output_bytes = 8388608
+store_bytes = 1048576
 kept_bytes = 1048576
 [policy.limits]
 wall_s = 60

@@ -156,7 +156,7 @@ def test_a_function_names_its_own_end_and_it_can_only_come_nearer(path: Path) ->
     owner.put("a", b"kept" * 1000)
     for seconds in (100, 200, 50, 1 << 63, 70):
         owner.blobs.expire(seconds)
-    assert owner.store.sweep_ended() == pytest.approx(49.5)
+    assert owner.store.sweep_ended() == ([], pytest.approx(49.5))
     session = os.urandom(32)
     now[0] += 49
     assert owner.store.maybe_load(owner.invocation) is not None and owner.store.begin_session(session, owner.invocation)
@@ -166,14 +166,14 @@ def test_a_function_names_its_own_end_and_it_can_only_come_nearer(path: Path) ->
     assert not owner.store.begin_session(os.urandom(32), owner.invocation)
     assert owner.store.maybe_blobs(owner.invocation, **owner.most) is None
     body = owner.store._one("SELECT body FROM pieces")[0]
-    assert owner.store.sweep_ended() is None
+    assert owner.store.sweep_ended() == ([owner.store.function_hash(owner.invocation)], None)
     assert owner.store._one("SELECT count(*) FROM functions") == (0,)
     disk = b"".join(file.read_bytes() for file in path.parent.iterdir())
     assert body[:64] not in disk, "overwritten, in the log too"
     with pytest.raises(Declined):
         owner.put("a", b"x")
     owner.blobs.expire(5)  # what a session still says of a function that is gone is nobody's
-    assert owner.store.sweep_ended() is None
+    assert owner.store.sweep_ended() == ([], None)
 
 
 def test_what_is_stored_again_after_its_end_is_new_and_before_it_keeps_its_end(path: Path) -> None:
@@ -189,7 +189,7 @@ def test_what_is_stored_again_after_its_end_is_new_and_before_it_keeps_its_end(p
     assert owner.store.maybe_load(owner.invocation) is None
     assert owner.store.save(*again).value == "done"
     owner.blobs = owner.open()
-    assert owner.blobs.heads() == [] and owner.store.sweep_ended() is None
+    assert owner.blobs.heads() == [] and owner.store.sweep_ended() == ([], None)
 
 
 # --- the talk with a function -----------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def test_an_end_is_told_to_who_sweeps(path: Path) -> None:
         assert [frame[0] async for frame in keeping.answer(asked[0])] == [frames.STORE_REPLY]
 
     asyncio.run(run())
-    assert told == ["expiring"] and owner.store.sweep_ended() == pytest.approx(30, abs=2)
+    assert told == ["expiring"] and owner.store.sweep_ended() == ([], pytest.approx(30, abs=2))
 
 
 def test_a_blob_that_fails_on_the_way_is_answered_once_and_the_talk_goes_on(path: Path) -> None:
