@@ -2,7 +2,7 @@
 VENV := .venv
 BENTO := $(VENV)/bin/bento-tor
 
-.PHONY: setup demo test test-fast lint format test-v2 soak bench clean
+.PHONY: setup demo test test-fast lint format test-v2 soak bench fingerprint clean
 
 setup:
 	@./setup.sh
@@ -45,6 +45,11 @@ bench: setup
 	@$(VENV)/bin/python bench/roundtrips.py
 	@$(VENV)/bin/python bench/goodput.py
 	@$(VENV)/bin/python bench/load.py
+	@$(VENV)/bin/python bench/cover.py
+
+# What an observer of the client's link can tell, at length: two hours and more. It goes on where it was stopped.
+fingerprint: setup
+	@$(VENV)/bin/python bench/fingerprint.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
