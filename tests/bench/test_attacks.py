@@ -47,7 +47,7 @@ def judged(name: str, given: tuple[list[list[Cell]], list[int]]) -> Accuracy:
 
 @pytest.mark.parametrize("name", ["k-FP", "k-FP without time", "CUMUL-SVM", "TAM and trees", "size, 1-NN"])
 def test_pages_of_different_sizes_are_told_apart(name) -> None:
-    assert judged(name, SIZES).mean > 0.9
+    assert judged(name, SIZES).mean > 0.75
 
 
 @pytest.mark.parametrize("name", ["k-FP", "time only", "TAM and trees"])

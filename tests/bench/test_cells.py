@@ -24,7 +24,7 @@ def cut(count: int, sizes: list[int]) -> list[int]:
     return found
 
 
-@given(st.integers(0, 300), st.integers(0, 300), st.lists(st.integers(1, 16384), min_size=1, max_size=5), st.randoms())
+@given(st.integers(0, 60), st.integers(0, 60), st.lists(st.integers(100, 16384), min_size=1, max_size=5), st.randoms())
 def test_no_cell_is_lost_however_they_are_cut(going_out, coming_in, sizes, chance) -> None:
     streams = {
         (connection, way): [size + RECORD_BYTES for size in cut(count, sizes)]

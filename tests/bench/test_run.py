@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
+from dataclasses import replace
 
 import findings
 import fingerprint
@@ -107,27 +108,28 @@ def test_only_what_comes_in_classes_has_a_bound() -> None:
     assert [name for name, each in conditions.items() if each.bounded] == ["grid-256k", "grid-1m", "cover"]
 
 
-def write_run(folder, told_in: int = 1) -> Journal:
+def find(journal: Journal) -> findings.Findings:
+    return findings.find(journal, ["direct", "cover"], 2, frozenset({"cover"}), lambda text: None, trees=20)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> findings.Findings:
     """Two pages that differ undefended, and are alike under cover."""
-    journal = open_journal(folder, {})
+    journal = open_journal(tmp_path_factory.mktemp("run"), {})
     for number in range(5):
         for site in range(2):
             for condition in ("direct", "cover"):
                 count = 50 + 100 * site * (condition == "direct")
                 trace = [Cell(0.0, OUT), *(Cell(0.1 + 0.001 * at, IN) for at in range(count))]
-                journal.add(made(condition, site, number, observed="cover", told_in=told_in), trace)
-    return journal
+                journal.add(made(condition, site, number, observed="cover", told_in=1), trace)
+    return find(journal)
 
 
-def find(journal: Journal, *bounded: str) -> findings.Findings:
-    return findings.find(journal, ["direct", "cover"], 2, frozenset(bounded), lambda text: None, trees=20)
-
-
-def test_a_run_is_judged_and_drawn(tmp_path) -> None:
-    found = find(write_run(tmp_path), "cover")
+def test_a_run_is_judged_and_drawn(found, tmp_path) -> None:
     direct, cover = found.conditions
     assert (direct.best[1].mean, direct.bound) == (1.0, 1.0)
     assert (cover.bound, cover.classes) == (0.5, 1) and cover.best[1].mean <= 0.7
+    assert (found.compared_cells, found.miscounted_cells, found.compared_visits) == (20, 0, 20)
     assert found.void_because() == [] and found.leaks() == []
     told = json.loads(json.dumps(findings.as_object(found)))
     assert told["figures"]["cover"]["bound"] == 0.5 and told["ratios"]["direct_accuracy_over_chance"] == 2.0
@@ -136,16 +138,19 @@ def test_a_run_is_judged_and_drawn(tmp_path) -> None:
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_is_void_where_tor_counts_other_cells_or_the_attacks_are_weak(tmp_path) -> None:
-    found = find(write_run(tmp_path, told_in=3), "cover")
-    assert found.void_because() == ["tor counts other cells: 40 of 60"]
-    weak = findings.Findings(2, 5, found.conditions[1:], 10, 0, 1)
-    assert "weak attacks" in weak.void_because()[0]
+def test_a_run_is_void_where_a_control_does_not_hold(found) -> None:
+    direct, cover = found.conditions
+    (why,) = replace(found, miscounted_cells=1).void_because()
+    assert why == "tor counts other cells: 1 of 20"
+    assert "counts other" in replace(found, compared_cells=0, compared_visits=0).void_because()[0]
+    assert "weak attacks" in replace(found, conditions=[cover]).void_because()[0]
+    cheat = replace(direct, visits=40, shuffled=direct.best[1])
+    assert "shuffled" in replace(found, conditions=[cheat, cover]).void_because()[0]
 
 
-def test_more_than_the_bound_is_a_leak(tmp_path) -> None:
-    found = find(write_run(tmp_path), "direct", "cover")
-    assert found.leaks() == ["direct"], "of one class, and told apart all the same"
+def test_more_than_the_bound_is_a_leak(found) -> None:
+    direct, cover = found.conditions
+    assert replace(found, conditions=[replace(direct, bound=0.5), cover]).leaks() == ["direct"]
 
 
 def test_too_few_visits_are_a_sentence(tmp_path) -> None:
