@@ -27,6 +27,7 @@ import selectors
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from urllib.parse import urlsplit
@@ -36,6 +37,8 @@ HEAD = struct.Struct("!BI")
 WINDOW = 256 * 1024
 PIECE_BYTES = 32 * 1024
 AT_ONCE = 16  # connections that a box gives, if its policy says no other; more of them wait for their turn
+TOO_MANY = 0x90  # the box's answer where it gives fewer, or one of ours has just ended
+AGAIN_S, PATIENCE_S = 0.05, 60
 MOST = 256
 FAILED = 1
 ANSWER_BYTES = {1: 12, 4: 24}  # with the greeting's two, by the kind of address
@@ -56,6 +59,7 @@ class Connection:
         self.waiting = bytearray()  # for the other end
         self.owed = 0  # bytes that have come, and are not given back as credit
         self.credit = WINDOW
+        self.give_up_at = time.monotonic() + PATIENCE_S
         self.no_more_up = self.no_more_down = False
 
 
@@ -63,6 +67,7 @@ class Proxy:
     def __init__(self):
         self.way_out = urlsplit(os.environ["ALL_PROXY"])
         self.connections, self.turn, self.running, self.highest = {}, deque(), 0, 0
+        self.not_before = 0.0
         self.inbox = deque()
         self.bell, self.ring = socket.socketpair()
         self.poll = selectors.PollSelector()
@@ -71,7 +76,7 @@ class Proxy:
     def run(self):
         threading.Thread(target=self.listen, daemon=True).start()
         while True:
-            for key, events in self.poll.select():
+            for key, events in self.poll.select(AGAIN_S if self.turn else None):
                 if key.data is None:
                     self.bell.recv(4096)
                 elif key.data.number in self.connections:
@@ -132,7 +137,7 @@ class Proxy:
         self.turn.append(self.connections[number])
 
     def next_turn(self):
-        while self.turn and self.running < AT_ONCE:
+        while self.turn and self.running < AT_ONCE and time.monotonic() >= self.not_before:
             one = self.turn.popleft()
             if one.number in self.connections:
                 self.ask(one)
@@ -175,6 +180,12 @@ class Proxy:
         if not data:
             self.refuse(one, FAILED)
         elif len(one.answer) > 6 and len(one.answer) == most:
+            if one.answer[3] == TOO_MANY and time.monotonic() < one.give_up_at:
+                self.hang_up(one)
+                one.answer = b""
+                self.turn.appendleft(one)
+                self.not_before = time.monotonic() + AGAIN_S
+                return
             if one.answer[3]:
                 self.refuse(one, one.answer[3])
                 return
@@ -224,10 +235,14 @@ class Proxy:
 
     def forget(self, one):
         del self.connections[one.number]
+        self.hang_up(one)
+
+    def hang_up(self, one):
         if one.sock is not None:
             if self.poll.get_map().get(one.sock) is not None:
                 self.poll.unregister(one.sock)
             one.sock.close()
+            one.sock = None
             self.running -= 1
 
     def say(self, kind, one, rest=b""):

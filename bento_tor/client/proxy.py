@@ -12,10 +12,11 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from typing import Protocol
 
 from bento_tor.client.mux import MOST, Reset, Stream, Streams, Unopened
-from bento_tor.client.session import Session
 from bento_tor.egress.socks5 import Parser, Reply, Request, Unanswerable, reply
 from bento_tor.errors import ConfigError, RemoteProtocolError
 
@@ -66,12 +67,22 @@ def listen(address: str, *, exposed: bool = False) -> Listener:
         raise ConfigError(f"cannot listen at {address}: {why.strerror}") from why
 
 
+class Messages(Protocol):
+    """A session, or one under cover."""
+
+    def send(self, data: bytes) -> bool:
+        """Send one message. False: it has ended."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Messages, until it ends."""
+
+
 class Proxy:
     """Serves a listening socket over one session of functions/proxy.py, in threads, until the session ends.
 
     A context manager: leaving it ends every local connection; the listening socket stays the caller's."""
 
-    def __init__(self, session: Session, listener: Listener) -> None:
+    def __init__(self, session: Messages, listener: Listener) -> None:
         self.streams = Streams(session.send)
         self._session = session
         self._listener = listener.sock

@@ -11,12 +11,12 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import msgspec
 
 from bento_tor.cli import ui
-from bento_tor.client.session import Session
+from bento_tor.client.session import Piece
 from bento_tor.errors import BentoError, ConfigError, FunctionFailed
 from bento_tor.policy.outcome import Kind, Outcome
 
@@ -24,6 +24,26 @@ from bento_tor.policy.outcome import Kind, Outcome
 _LINE_BYTES = 64 * 1024
 
 Undisturbed = Callable[[], AbstractContextManager[None]]
+
+
+class Carried(Protocol):
+    """A session, or one under cover."""
+
+    @property
+    def offset(self) -> int: ...
+
+    @property
+    def log(self) -> bytes: ...
+
+    def wait_attached(self) -> None: ...
+
+    def send(self, data: bytes | str) -> bool: ...
+
+    def finish(self) -> None: ...
+
+    def maybe_piece(self) -> Piece | None: ...
+
+    def wait(self) -> Outcome: ...
 
 
 class Talk:
@@ -49,7 +69,7 @@ class Talk:
         self._raw = raw or file is not None
         self._out = _open(file, going_on=going_on) if file is not None else None
 
-    def carry(self, session: Session, undisturbed: Undisturbed = nullcontext) -> Outcome:
+    def carry(self, session: Carried, undisturbed: Undisturbed = nullcontext) -> Outcome:
         """Feed standard input to the session, write what comes, until it ends.
 
         Reading on and writing what came are told apart by `undisturbed`: it goes round the second."""
@@ -62,7 +82,7 @@ class Talk:
             return self.carry_rest(session, undisturbed, received)
 
     def carry_rest(
-        self, session: Session, undisturbed: Undisturbed = nullcontext, received: ui.Meter | None = None
+        self, session: Carried, undisturbed: Undisturbed = nullcontext, received: ui.Meter | None = None
     ) -> Outcome:
         """Write what comes, until the session ends."""
         self.place = session.offset
@@ -98,7 +118,7 @@ class Talk:
         self._stopped = True
         self.flush()
 
-    def _feed(self, session: Session, maybe_sent: ui.Meter | None) -> None:
+    def _feed(self, session: Carried, maybe_sent: ui.Meter | None) -> None:
         """Each line of standard input is a message. Read raw: a thread that waits in a buffer blocks the program's
         end."""
         with suppress(BentoError):
@@ -162,7 +182,7 @@ class Talk:
             raise ConfigError(f"cannot write the output: {why.strerror}") from why
 
 
-def finish(outcome: Outcome, session: Session, talk: Talk, *, as_json: bool, **more: Any) -> None:
+def finish(outcome: Outcome, session: Carried, talk: Talk, *, as_json: bool, **more: Any) -> None:
     """Say how it ended. Raises FunctionFailed unless it succeeded."""
     printed = session.log.decode("utf-8", "replace")
     if as_json:
@@ -183,7 +203,7 @@ def finish(outcome: Outcome, session: Session, talk: Talk, *, as_json: bool, **m
         raise maybe_failure
 
 
-def say_printed(session: Session) -> None:
+def say_printed(session: Carried) -> None:
     """What the function printed, as the box told it at the end."""
     if session.log:
         lines = ui.escape(session.log.decode("utf-8", "replace")).splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections import Counter
@@ -9,10 +10,11 @@ from collections.abc import Callable
 
 import pytest
 
-from bento_tor.client import Retries, connect, load
+from bento_tor.client import Retries, connect, load, parse
 from bento_tor.client.cover import Cover, Pace
 from bento_tor.client.cutting import NEVER, CutTransport
 from bento_tor.client.route import TorTransport, UnixTransport, parse_address
+from bento_tor.client.source import make_call
 from bento_tor.client.transport import Stream, Transport
 from bento_tor.controller.streams import check_reachable
 from bento_tor.network import Network
@@ -69,7 +71,7 @@ class Recording:
 
 
 def idle(cover: Cover) -> None:
-    cover.send(b"")
+    """Nothing at all."""
 
 
 def echo(cover: Cover) -> None:
@@ -81,15 +83,21 @@ def echo(cover: Cover) -> None:
     threading.Thread(target=send).start()
 
 
-def fetch(cover: Cover) -> None:
-    cover.fetch("http://example.org/")
+FAILS = parse(
+    "f", "def f(text):\n    print('x' * 9000)\n    api.pad(10**6)\n    api.send(text)\n    raise ValueError(api.recv())"
+)
+
+
+def run_a_function(cover: Cover) -> None:
+    cover.run(FAILS, make_call("f", "a word"))
+    cover.send(b"and its answer")
 
 
 def record(running, transport: Transport, pace: Pace, use: Callable[[Cover], None]) -> tuple[Recorded, bytes, Cover]:
     recording = Recording(transport)
     with connect(running.address, transport=recording, timeout_s=60) as there:
         there.policy()
-        session = there.run(SOURCE, pace.call())
+        session = there.run(pace.asking(SOURCE, FAILS if use is run_a_function else None), pace.call())
         with Cover(session, pace) as cover:
             use(cover)
             data = b"".join(cover)
@@ -118,19 +126,48 @@ def check_alike(pace: Pace, records: list[Recorded]) -> None:
         assert other.writes[:3] == first.writes[:3]
 
 
-def test_idle_busy_and_fetching_are_the_same_bytes_in_the_same_slots(box) -> None:
-    pace = Pace.of(99_600, 3.0, jitter=0.5)
+def test_idle_busy_and_running_a_function_are_the_same_bytes_in_the_same_slots(box) -> None:
+    pace = Pace.of(99_600, 2.0, jitter=0.5)
     found = [
-        record(box, UnixTransport(parse_address(box.address), timeout_s=60), pace, use) for use in (idle, echo, fetch)
+        record(box, UnixTransport(parse_address(box.address), timeout_s=60), pace, use)
+        for use in (idle, echo, run_a_function)
     ]
     check_alike(pace, [stream for stream, _, _ in found])
     assert pace.slot_bytes == 4980
-    (_, nothing, _), (_, echoed, busy), (_, page, failed) = found
+    (_, nothing, _), (_, echoed, busy), (_, said, failed) = found
     assert nothing == b""
     assert echoed == b"".join(bytes([size % 256]) * size for size in (1, 5000, 40_000, 100))
-    assert busy.complete and not busy.unsent_bytes and busy.received_bytes == len(echoed)
-    # This box gives no way out: that is said in the slots, too, and the function returns as always.
-    assert page == b"" and failed.complete and "example.org" in failed.maybe_error
+    assert busy.complete and not busy.unsent_bytes
+    # What it printed, padded and raised is told to nobody but us.
+    assert said == b"a word" and failed.complete
+    assert failed.wait().detail == "ValueError: b'and its answer'"
+
+
+def test_a_function_under_cover_has_its_whole_api(box) -> None:
+    text = """
+def f(*words):
+    api.log("nobody hears this")
+    assert api.args == list(words)
+    api.send(str(api.host()["cpu_count"] > 0))
+    while True:
+        try:
+            while not api.poll():
+                pass
+            api.send(api.recv() + api.recv())
+        except EOFError:
+            return {"the": "end"}
+"""
+    pace = Pace.of(19920, 2.0)
+    inner = parse("f", "# /// script\n# [tool.bento]\n# host = 'full'\n# ///" + text)
+    with box.connect() as there:
+        session = there.run(pace.asking(SOURCE, inner), pace.call())
+        with Cover(session, pace) as cover:
+            cover.run(inner, make_call("f", "a", "b"))
+            for word in (b"one", b"two" * 500, b"", b"four"):
+                cover.send(word)
+            cover.finish()
+            assert list(cover) == [b"True", b"one" + b"two" * 500, b"four", b"{'the': 'end'}"]
+        assert (cover.wait().word, session.log) == ("returned", b"")
 
 
 def test_a_connection_that_breaks_under_it_loses_no_byte(box) -> None:
@@ -149,13 +186,19 @@ def test_a_connection_that_breaks_under_it_loses_no_byte(box) -> None:
     assert len(transport.streams) >= 3
 
 
-def test_the_command_carries_lines_and_says_what_did_not_fit(box, bento) -> None:
+def test_the_command_runs_a_function_or_echoes_and_says_what_did_not_fit(box, bento) -> None:
     there = ["--box", box.address, "--rate", "9960"]
-    done = bento("client", "cover", *there, "--seconds", "2", stdin="one\ntwo\n")
+    done = bento("client", "cover", *there, "--seconds", "1", stdin="one\ntwo\n")
     assert (done.returncode, done.stdout) == (0, "one\ntwo\n"), done.stderr
+    done = bento("client", "cover", "add", "5", "12", *there, "--seconds", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["messages"], told["outcome"], told["slots"], told["complete"]) == (["17"], "returned", 20, True)
+    done = bento("client", "cover", "add", "5", "'x'", *there, "--seconds", "1")
+    assert (done.returncode, done.stdout) == (8, "") and "raised TypeError" in done.stderr
     done = bento("client", "cover", *there, "--seconds", "1", stdin="x" * 30_000)
     assert done.returncode == 1 and "before everything had come" in done.stderr
-    done = bento("client", "cover", *there, "--seconds", "1", "--url", "http://example.org/")
+    done = bento("client", "cover", "proxy", *there, "--seconds", "1")
     assert done.returncode == 7 and "egress" in done.stderr
     assert bento("client", "cover", *there, "--seconds", "0").returncode == 3
 

@@ -36,7 +36,7 @@ def pytest_terminal_summary(terminalreporter, config):
     lines = config.stash.get(_PLAYED, [])
     if lines:
         numbers = len({line.number for line in lines})
-        terminalreporter.section(f"hostile cases: {len(lines)} played, {numbers} of 63 numbers")
+        terminalreporter.section(f"hostile cases: {len(lines)} played, {numbers} of 67 numbers")
     for line in lines:
         # What came of it may be a function's own words: one line, and nothing that drives a terminal.
         outcome = line.outcome.encode("unicode_escape").decode("ascii")
