@@ -53,7 +53,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ] || ! .venv/bin/python -c 'import
     [ -x .venv/bin/python ] || { rm -rf .venv; "$python" -m venv .venv || fail "$python cannot make .venv"; }
     log=$(mktemp)
     .venv/bin/python -m pip install --quiet --upgrade 'pip>=23' 'setuptools>=65' wheel >"$log" 2>&1 &&
-    .venv/bin/python -m pip install --quiet --editable '.[dev]' >>"$log" 2>&1 || {
+    .venv/bin/python -m pip install --quiet --editable '.[dev,bench]' >>"$log" 2>&1 || {
         tail -n 5 "$log" >&2; rm -f "$log"; fail "pip could not install bento-tor and what it needs into .venv"
     }
     rm -f "$log"

@@ -9,7 +9,6 @@ above. The interval of 95 % is Student's, over the folds.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,8 @@ from sklearn.svm import SVC
 
 Labels = NDArray[np.int64]
 MOST_FOLDS = 5
-_TREES = 1000
+_HARDLY = 0.001
+TREES = 500
 _SEED = 1
 
 
@@ -43,7 +43,7 @@ class Attack:
 
 
 def _trees(trees: int, _: int) -> Any:
-    return ExtraTreesClassifier(trees, random_state=_SEED, n_jobs=os.cpu_count())
+    return ExtraTreesClassifier(trees, random_state=_SEED)
 
 
 def _svm(_: int, visits: int) -> Any:
@@ -80,6 +80,11 @@ class Accuracy:
         """Whether it may well be that."""
         return self.low <= value <= self.high
 
+    def surely_not(self, value: float, traces: int) -> bool:
+        """Whether so many traces can hardly be told so well, or so badly, where one of them is by that chance: for
+        controls, which are many, and must not fail by bad luck."""
+        return bool(stats.binomtest(round(self.mean * traces), traces, value).pvalue < _HARDLY)
+
 
 def interval(scores: Sequence[float]) -> Accuracy:
     """Of the folds' scores."""
@@ -91,12 +96,12 @@ def interval(scores: Sequence[float]) -> Accuracy:
     return Accuracy(mean, max(0.0, mean - reach), min(1.0, mean + reach))
 
 
-def judge(attack: Attack, traces: Sequence[Sequence[Cell]], labels: Sequence[int], *, trees: int = _TREES) -> Accuracy:
+def judge(attack: Attack, traces: Sequence[Sequence[Cell]], labels: Sequence[int], *, trees: int = TREES) -> Accuracy:
     """How well it tells the labels. Each label needs as many traces as there are folds, and there are two at least."""
     return interval(scores(attack, np.array([attack.look(trace) for trace in traces]), np.array(labels), trees))
 
 
-def scores(attack: Attack, rows: Row, labels: Labels, trees: int = _TREES) -> list[float]:
+def scores(attack: Attack, rows: Row, labels: Labels, trees: int = TREES) -> list[float]:
     """Of each fold."""
     fewest = int(np.bincount(labels)[np.unique(labels)].min())
     folds = min(MOST_FOLDS, fewest)

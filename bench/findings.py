@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,14 @@ from attacks import ATTACKS, Accuracy
 from cells import CELL_BYTES, Cell
 from journal import Journal, Made
 
+from bento_tor.errors import BentoError
+
 LEAST_UNDEFENDED = 0.9
 # Cells that tor counted and the recorder did not, or the other way round, of all that were compared.
 _MOST_MISCOUNTED = 0.001
 SHUFFLED = "k-FP"
+
+Pair = tuple[Made, list[Cell]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Findings:
         found += [
             f"{each.name}: labels that were shuffled are told better or worse than by chance"
             for each in self.conditions
-            if not each.shuffled.contains(self.chance)
+            if each.shuffled.surely_not(self.chance, each.visits)
         ]
         if not self.compared_cells or self.miscounted_cells > _MOST_MISCOUNTED * self.compared_cells:
             found.append(f"tor counts other cells: {self.miscounted_cells} of {self.compared_cells}")
@@ -82,18 +85,27 @@ class Findings:
         return [each.name for each in self.conditions if each.best[1].low > each.bound]
 
 
-def find(journal: Journal, names: Sequence[str], bounded: frozenset[str], say: Callable[[str], None]) -> Findings:
-    """Attack every condition. Only as many visits of each page as every condition has are used."""
-    kept = {name: _equal(journal.traces(name)) for name in names}
-    visits = min((_each(pairs) for pairs in kept.values()), default=0)
-    sites = len({made.site for pairs in kept.values() for made, _ in pairs})
-    kept = {name: [pair for pair in pairs if _rank(pair, pairs) < visits] for name, pairs in kept.items()}
+def find(
+    journal: Journal,
+    names: Sequence[str],
+    sites: int,
+    bounded: frozenset[str],
+    say: Callable[[str], None],
+    trees: int = attacks.TREES,
+) -> Findings:
+    """Attack every condition. Only as many visits of each page as every condition has are used. Raises BentoError where
+    there are too few of them."""
+    kept = {name: journal.traces(name) for name in names}
+    visits = min(len(own) for pairs in kept.values() for own in _by_site(pairs, sites))
+    kept = {name: [pair for own in _by_site(pairs, sites) for pair in own[:visits]] for name, pairs in kept.items()}
+    if visits < 2 or sites < 2:
+        raise BentoError("two visits of two pages are the least in each condition that anything can be learned from")
     direct = [trace for _, trace in kept.get("direct", [])]
     found = []
     for name in names:
         say(f"attacking {name}")
         failed = sum(made.failed and made.condition == name for made in journal.made)
-        found.append(_finding(name, kept[name], direct, sites, failed, bounded=name in bounded))
+        found.append(_finding(name, kept[name], direct, sites, failed, trees, bounded=name in bounded))
     told = [made for made in journal.good if made.told_in >= 0]
     return Findings(
         sites,
@@ -105,25 +117,16 @@ def find(journal: Journal, names: Sequence[str], bounded: frozenset[str], say: C
     )
 
 
-Pair = tuple[Made, list[Cell]]
-
-
-def _equal(pairs: list[Pair]) -> list[Pair]:
-    return sorted(pairs, key=lambda pair: (pair[0].site, pair[0].number))
-
-
-def _each(pairs: list[Pair]) -> int:
-    """Visits that every page has."""
-    return min(Counter(made.site for made, _ in pairs).values(), default=0)
-
-
-def _rank(pair: Pair, pairs: list[Pair]) -> int:
-    own = [made.number for made, _ in pairs if made.site == pair[0].site]
-    return own.index(pair[0].number)
+def _by_site(pairs: list[Pair], sites: int) -> list[list[Pair]]:
+    """The visits of each page, in their order."""
+    found: list[list[Pair]] = [[] for _ in range(sites)]
+    for pair in sorted(pairs, key=lambda pair: pair[0].number):
+        found[pair[0].site].append(pair)
+    return found
 
 
 def _finding(
-    name: str, pairs: list[Pair], direct: list[list[Cell]], sites: int, failed: int, *, bounded: bool
+    name: str, pairs: list[Pair], direct: list[list[Cell]], sites: int, failed: int, trees: int, *, bounded: bool
 ) -> Finding:
     traces, labels = [trace for _, trace in pairs], [made.site for made, _ in pairs]
     made = [each for each, _ in pairs]
@@ -134,11 +137,11 @@ def _finding(
     return Finding(
         name=name,
         visits=len(made),
-        accuracies={attack.name: attacks.judge(attack, traces, labels) for attack in ATTACKS},
-        shuffled=attacks.judge(attacks.BY_NAME[SHUFFLED], traces, attacks.shuffled(labels)),
+        accuracies={attack.name: attacks.judge(attack, traces, labels, trees=trees) for attack in ATTACKS},
+        shuffled=attacks.judge(attacks.BY_NAME[SHUFFLED], traces, attacks.shuffled(labels), trees=trees),
         bound=min(1.0, classes / sites) if bounded else 1.0,
         classes=classes,
-        maybe_told_from_direct=None if name == "direct" or not direct else told_apart(direct, traces),
+        maybe_told_from_direct=None if name == "direct" or not direct else told_apart(direct, traces, trees),
         failed=failed,
         p50_s=statistics.median(seconds),
         p95_s=percentile(seconds, 0.95),
@@ -150,10 +153,10 @@ def _finding(
     )
 
 
-def told_apart(some: list[list[Cell]], others: list[list[Cell]]) -> Accuracy:
+def told_apart(some: list[list[Cell]], others: list[list[Cell]], trees: int) -> Accuracy:
     """Whether it can be told which of the two a trace is of, whatever page it is: by chance in half of the cases."""
     labels = [0] * len(some) + [1] * len(others)
-    return attacks.judge(attacks.BY_NAME["k-FP"], [*some, *others], labels)
+    return attacks.judge(attacks.BY_NAME["k-FP"], [*some, *others], labels, trees=trees)
 
 
 def percentile(ordered: Sequence[float], part: float) -> float:

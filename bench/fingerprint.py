@@ -34,8 +34,8 @@ from bento_tor.client.cover import Pace
 from bento_tor.controller.tor import Events
 from bento_tor.errors import BentoError
 
-ADDRESSES = sites.ADDRESSES
 SEED = 1
+OUT = Path(".cache/fingerprint")
 _QUIET_S = 0.2
 _MOST_QUIET_S = 20.0
 # Of every so many visits tor is asked what it counted. It says so once a second.
@@ -141,7 +141,7 @@ def capture(options: argparse.Namespace, journal: Journal, conditions: dict[str,
         return
     print(f"{len(left)} of {len(wanted)} visits to make, in {journal.folder}", file=sys.stderr, flush=True)
     pages = sites.make_sites(options.sites, SEED)
-    web = Web("sites.py", (str(options.sites), str(SEED)), ADDRESSES)
+    web = Web("sites.py", (str(options.sites), str(SEED)), sites.ADDRESSES)
     with tempfile.TemporaryDirectory() as folder, lab.open_lab(delay_ms=options.delay_ms, maybe_web=web) as at:
         file = Path(folder) / "records"
         with at.recorded(file):
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--visits", type=int, default=20, metavar="N", help="of each page, each way (default: 20)")
     parser.add_argument("--conditions", nargs="+", metavar="NAME", help="(default: all) direct, browser, padded-256k,"
                         " grid-256k, grid-1m, cover")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("fingerprint"), metavar="DIR", help="(default: fingerprint)")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"(default: {OUT})")
     parser.add_argument("--release", type=float, default=2.0, metavar="S", help="the grid's step (default: 2)")
     parser.add_argument("--cover-rate", type=float, default=398_400.0, metavar="N", help="bytes a second, each way")
     parser.add_argument("--cover-seconds", type=float, default=6.0, metavar="S", help="(default: 6)")
@@ -235,7 +235,7 @@ def run(options: argparse.Namespace) -> findings.Findings | None:
     if options.only == "visits":
         return None
     bounded = frozenset(name for name, condition in conditions.items() if condition.bounded)
-    return findings.find(journal, options.conditions, bounded, lab.say)
+    return findings.find(journal, options.conditions, options.sites, bounded, lab.say)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from bento_tor.sandbox import images
 BOX, RAW, COUNTING = 9000, 9001, 9002
 RECORDER = 9003
 TIMEOUT_S = 120.0
+_SELDOM_S = 120
 _IN_NAMESPACE = "BENTO_BENCH_NAMESPACE"
 _POLICY = """
 listen = "{listen}"
@@ -183,10 +184,11 @@ def open_lab(*, delay_ms: float, relays: int = 5, maybe_web: Web | None = None) 
         if maybe_links is not None:
             links.redirect(["10000-32767"])  # where a network's ports come from (bento_tor/network/ports.py)
         stack.callback(down, base / "net")
-        # With a web, pages are what is looked at: a client that asks for the consensus every ten seconds is not.
-        every_s = MIN_INTERVAL_S if maybe_web is None else 60
+        # With a web, pages are what is looked at, and not a client that asks for a consensus every ten seconds.
+        every_s = MIN_INTERVAL_S if maybe_web is None else _SELDOM_S
         settings = NetworkSettings(relays=relays, clients=2, voting_interval_s=every_s)
-        network = up(settings, base / "net", owner_pid=os.getpid(), report=say)
+        patience_s = TIMEOUT_S + every_s  # the first consensus may be incomplete
+        network = up(settings, base / "net", timeout_s=patience_s, owner_pid=os.getpid(), report=say)
         if maybe_links is not None:
             links.redirect([node.or_port for node in network.nodes if node.or_port])
         tor = stack.enter_context(network.connect(network.client))

@@ -54,11 +54,6 @@ class Site:
         return f"http://{self.host}/{self.name}/"
 
     @property
-    def whole_url(self) -> str:
-        """All of it in one answer, for what fetches one thing only."""
-        return f"{self.url}whole"
-
-    @property
     def parts(self) -> tuple[Part, ...]:
         """The document first."""
         return (self.document, *self.sheets, *self.pictures)
@@ -67,12 +62,6 @@ class Site:
     def size(self) -> int:
         """Bytes of all parts; of what does not answer there are none."""
         return 0 if self.kind == "mute" else sum(part.size for part in self.parts)
-
-    @property
-    def think_s(self) -> float:
-        """At least so long do its servers think, wave after wave."""
-        waves = (self.sheets, self.pictures)
-        return self.document.think_s + sum(max((part.think_s for part in wave), default=0.0) for wave in waves)
 
 
 def make_sites(count: int, seed: int) -> tuple[Site, ...]:
@@ -173,13 +162,9 @@ class Server:
             await _think_as(site.document.think_s)
             return False
         status = 404 if site.kind == "missing" else 200
-        if rest == "whole":
-            await _think_as(site.think_s)
-            _say(writer, status, "text/html", b"".join(content(site, part) for part in site.parts))
-        else:
-            part = next(part for part in site.parts if part.name == rest)
-            await _think_as(part.think_s)
-            _say(writer, status, part.kind, content(site, part))
+        part = next(part for part in site.parts if part.name == rest)
+        await _think_as(part.think_s)
+        _say(writer, status, part.kind, content(site, part))
         await writer.drain()
         return True
 

@@ -8,11 +8,9 @@ a box over its onion service, as the client library does it.
 from __future__ import annotations
 
 import http.client
-import json
 import re
 import threading
 import time
-import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,12 +19,15 @@ from urllib.parse import urlsplit
 from lab import BOX, TIMEOUT_S, Lab
 from sites import PORT, Site
 
-from bento_tor.client import Session, load, make_call
+from bento_tor.client import browsing, load
+from bento_tor.client.browsing import Wish
 from bento_tor.client.cover import Cover, Pace
+from bento_tor.client.page import unpack
 from bento_tor.client.transport import Stream, Transport
 from bento_tor.errors import BentoError
 
 KIB, MB = 1 << 10, 10**6
+MOST_BYTES = 16 * MB
 AT_ONCE = 6
 _NAMED = re.compile(rb'(?:src|href)="([^"]+)"|url\(([^)]+)\)')
 _BULK_BYTES = 4 * KIB
@@ -166,21 +167,15 @@ def visit_by_browser(at: Lab, site: Site, identity: str, condition: Condition) -
     """The function `browser`, with all requisites."""
     begun = time.monotonic()
     counting = Counting()
-    source, padding, release_s = load("browser"), condition.padding, condition.release_s
-    call = make_call("browser", site.url, padding=padding, release=release_s, assets=True)
+    padding, release_s = condition.padding, condition.release_s
+    wish = Wish(site.url, padding, release_s, assets=True)
     with at.box(at.ways["onion"], identity, wrap=counting.wrap) as box:
-        session = box.run(source, call)
-        (message,) = session
+        session = box.run(browsing.function(wish), browsing.call(wish))
+        message = browsing.collect(session)
         took = time.monotonic() - begun
-        _check_outcome(session)
         if session.maybe_shutdown is not None:
             box.shutdown(session.maybe_shutdown, last=True)
-    line, _, _ = zlib.decompress(message).partition(b"\n")
-    head = json.loads(line)
-    size = sum(part["length"] for part in head["parts"])
-    if (head["error"] is not None) != (site.kind == "mute"):
-        raise BentoError(f"browser says: {head['error']}")
-    _check(site, size)
+    outcome, size = _opened(site, message)
     observed = f"{counting.received} bytes"
     if condition.bounded:
         # The multiples that came, and the place on the grid: all that may be seen.
@@ -188,43 +183,43 @@ def visit_by_browser(at: Lab, site: Site, identity: str, condition: Condition) -
         if rest:
             raise BentoError(f"{counting.received} bytes came, which is no multiple of {padding}")
         observed = f"{multiples} x {padding} at {int((counting.bulk_at - begun) / release_s)}"
-    return Got("error" if head["error"] or head["status"] != 200 else "page", size, took, observed)
+    return Got(outcome, size, took, observed)
 
 
 def visit_covered(at: Lab, site: Site, identity: str, pace: Pace) -> Got:
-    """The function `cover`, with the whole page in one answer, which rides in it."""
+    """The same function, under cover."""
     begun = time.monotonic()
-    source, took, size = pace.asking(load("cover"), fetching=True), 0.0, 0
+    wish = Wish(site.url, assets=True)
+    inner = browsing.function(wish)
     with at.box(at.ways["onion"], identity) as box:
-        session = box.run(source, pace.call())
+        session = box.run(pace.asking(load("cover"), inner), pace.call())
         with Cover(session, pace) as cover:
-            cover.fetch(site.whole_url)
-            for data in cover:
-                size += len(data)
+            cover.run(inner, browsing.call(wish))
+            message, took = b"", 0.0
+            for message in cover:
                 took = time.monotonic() - begun
-            if not cover.complete:
-                raise BentoError(f"the cover was over before the page: {size} of {site.size} bytes")
-        _check_outcome(session)
+            ended = cover.wait()
         if session.maybe_shutdown is not None:
             box.shutdown(session.maybe_shutdown)
-    failed = bool(cover.maybe_error)
-    if failed != (site.kind in ("mute", "missing")):
-        raise BentoError(f"cover says: {cover.maybe_error}")
-    if not failed:
-        _check(site, size)
-    # An error has no last byte: it is known when it is said, and that was not noted.
-    return Got("error" if failed else "page", size, took or pace.seconds, "cover")
+    if not ended.succeeded or not cover.complete:
+        raise BentoError(f"the cover was over before the page: {ended}")
+    outcome, size = _opened(site, message)
+    return Got(outcome, size, took, "cover")
+
+
+def _opened(site: Site, message: bytes) -> tuple[str, int]:
+    """What became of the page, and how long it is. Raises BentoError where that is not so."""
+    page = unpack(message, MOST_BYTES)
+    if bool(page.error) != (site.kind == "mute"):
+        raise BentoError(f"browser says: {page.error or page.status}")
+    size = sum(len(part.data) for part in page.parts)
+    _check(site, size)
+    return ("page" if page.status == 200 and not page.error else "error"), size
 
 
 def _check(site: Site, size: int) -> None:
     if size != site.size:
         raise BentoError(f"{size} of {site.size} bytes came")
-
-
-def _check_outcome(session: Session) -> None:
-    outcome = session.wait()
-    if outcome.word != "returned":
-        raise BentoError(f"the function ended: {outcome}")
 
 
 class Counting:
