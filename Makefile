@@ -2,11 +2,7 @@
 VENV := .venv
 BENTO := $(VENV)/bin/bento-tor
 
-<<<<<<< HEAD
-.PHONY: setup setup-test demo test test-fast lint format test-v2 soak bench clean
-=======
-.PHONY: setup demo test test-fast lint format test-v2 soak bench fingerprint clean
->>>>>>> 66cc522c8ce4bc9b2a6b4f2d1d5fae1a34bc146a
+.PHONY: setup setup-test demo test test-fast lint format test-v2 soak bench fingerprint clean
 
 setup:
 	@./setup.sh
@@ -54,15 +50,12 @@ bench: setup
 	@$(VENV)/bin/python bench/roundtrips.py
 	@$(VENV)/bin/python bench/goodput.py
 	@$(VENV)/bin/python bench/load.py
-<<<<<<< HEAD
 	@$(VENV)/bin/python bench/shard.py
-=======
 	@$(VENV)/bin/python bench/cover.py
 
 # What an observer of the client's link can tell, at length: two hours and more. It goes on where it was stopped.
 fingerprint: setup
 	@$(VENV)/bin/python bench/fingerprint.py
->>>>>>> 66cc522c8ce4bc9b2a6b4f2d1d5fae1a34bc146a
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
