@@ -20,10 +20,17 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 #   fonts-liberation         what it writes letters with
 packages="tor bubblewrap libseccomp2 nftables iproute2 python3-venv ca-certificates"
 images=python
-if [ "${1:-}" = test ]; then
-    packages="$packages chromium-headless-shell fonts-liberation"
-    images="$images browser"
-fi
+what=.
+case "${1:-}" in
+    "") ;;
+    dev) what='.[dev,bench]' ;;
+    test)
+        what='.[dev,bench]'
+        packages="$packages chromium-headless-shell fonts-liberation"
+        images="$images browser"
+        ;;
+    *) fail "usage: ./setup.sh [dev|test]" ;;
+esac
 missing=
 for package in $packages; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
@@ -46,14 +53,14 @@ fi
 # From the system's interpreter: one under a private home could not be shown to another user id.
 python=/usr/bin/python3
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$python is older than Python 3.11"
-stamp=.venv/.installed
+stamp=".venv/.installed$(printf %s "$what" | tr -dc a-z)"
 want=$(cat setup.cfg pyproject.toml | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ] || ! .venv/bin/python -c 'import bento_tor.cli' 2>/dev/null; then
     say "making .venv (a minute on a fresh machine)"
     [ -x .venv/bin/python ] || { rm -rf .venv; "$python" -m venv .venv || fail "$python cannot make .venv"; }
     log=$(mktemp)
     .venv/bin/python -m pip install --quiet --upgrade 'pip>=23' 'setuptools>=65' wheel >"$log" 2>&1 &&
-    .venv/bin/python -m pip install --quiet --editable '.[dev,bench]' >>"$log" 2>&1 || {
+    .venv/bin/python -m pip install --quiet --editable "$what" >>"$log" 2>&1 || {
         tail -n 5 "$log" >&2; rm -f "$log"; fail "pip could not install bento-tor and what it needs into .venv"
     }
     rm -f "$log"
