@@ -45,7 +45,6 @@ bench: setup
 	@$(VENV)/bin/python bench/roundtrips.py
 	@$(VENV)/bin/python bench/goodput.py
 	@$(VENV)/bin/python bench/load.py
-	@$(VENV)/bin/python bench/cover.py
 
 # What an observer of the client's link can tell, at length: two hours and more. It goes on where it was stopped.
 fingerprint: setup
