@@ -196,8 +196,8 @@ def visit_covered(at: Lab, site: Site, identity: str, pace: Pace) -> Got:
         with Cover(session, pace) as cover:
             cover.run(inner, browsing.call(wish))
             message, took = b"", 0.0
-            for message in cover:  # noqa: B007 - the last one is the page
-                took = time.monotonic() - begun
+            for came in cover:
+                message, took = came, time.monotonic() - begun
             ended = cover.wait()
         if session.maybe_shutdown is not None:
             box.shutdown(session.maybe_shutdown)
