@@ -45,6 +45,7 @@ bench: setup
 	@$(VENV)/bin/python bench/roundtrips.py
 	@$(VENV)/bin/python bench/goodput.py
 	@$(VENV)/bin/python bench/load.py
+	@$(VENV)/bin/python bench/cover.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -114,10 +114,11 @@ def check_alike(pace: Pace, records: list[Recorded]) -> None:
         others = [size for size in each.writes if size != pace.slot_bytes]
         # Hello, Hello with the policy's digest, the flight; slots until the box says the end; the last Ack.
         assert len(others) == 4 and others[-1] <= ACK_BYTES, str(others)
-        assert each.writes[3:-1] == slots and len(slots) >= pace.slots
+        assert each.writes[3:-1] == slots and len(slots) >= pace.slots - 4
         frames = Counter(name for name in each.frames() if name.startswith(b"Output"))
         assert frames.total() == pace.slots
-        assert frames[b"Output %d" % pace.slot_bytes] >= pace.slots - 70  # small offsets are shorter
+        # Offsets below 64 KiB are shorter.
+        assert frames[b"Output %d" % pace.slot_bytes] >= pace.slots - 65536 // pace.slot_bytes - 1
     for other in more:
         assert [name for name in other.frames() if name.startswith(b"Output")] == [
             name for name in first.frames() if name.startswith(b"Output")
