@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from msgspec import structs
 
 from bento_tor.client import Retries, connect, load, parse
 from bento_tor.client.cover import Cover, Pace
@@ -169,6 +170,28 @@ def f(*words):
             cover.finish()
             assert list(cover) == [b"True", b"one" + b"two" * 500, b"four", b"{'the': 'end'}"]
         assert (cover.wait().word, session.log) == ("returned", b"")
+
+
+ENDS = {
+    "import os\ndef f(): os._exit(0)": "SystemExit: its process has died",
+    "import sys\ndef f(): sys.exit(3)": "SystemExit: 3",
+    "def f(): api.store.get('x')": "Unavailable: api.store: needs the key 'store' in the function's [tool.bento] table",
+    "def f(): api.host(1)": "TypeError: Api.host() takes 1 positional argument but 2 were given",
+    "def f(: pass": "SyntaxError: ",
+}
+
+
+@pytest.mark.parametrize("text", ENDS, ids=range(len(ENDS)))
+def test_whatever_ends_it_is_told_in_the_slots_and_the_cover_goes_on(box, text: str) -> None:
+    pace = Pace.of(9960, 0.8)
+    inner = structs.replace(parse("f", "def f(): pass"), text=text)
+    with box.connect() as there:
+        session = there.run(pace.asking(SOURCE, inner), pace.call())
+        with Cover(session, pace) as cover:
+            cover.run(inner, make_call("f"))
+            assert list(cover) == []
+        assert (session.wait().word, cover.complete) == ("returned", True)
+        assert cover.wait().detail.startswith(ENDS[text])
 
 
 def test_a_connection_that_breaks_under_it_loses_no_byte(box) -> None:
