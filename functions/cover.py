@@ -20,6 +20,7 @@ padding in place of a message the offsets, and with them the acknowledgements, w
 import ast
 import json
 import os
+import queue
 import random
 import struct
 import sys
@@ -27,6 +28,8 @@ import threading
 import time
 import types
 from collections import deque
+from contextlib import suppress
+from multiprocessing import Pipe
 
 SLOT_S = 0.05
 TOR_CELL_BYTES = 498  # a slot is so many whole cells of Tor's
@@ -44,9 +47,11 @@ def cover(rate=19920, seconds=60, jitter=0.0):
     # What is printed would be told at the end, and how much of it could be seen.
     for fd in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+    line, tells = start_inside()
     size = max(1, -(-int(rate * SLOT_S) // TOR_CELL_BYTES)) * TOR_CELL_BYTES - FRAME_BYTES
     there, chance = Outgoing(), random.SystemRandom()
-    threading.Thread(target=listen, args=(there,), daemon=True).start()
+    for work, *what in ((listen, there, tells), (serve, line, there)):
+        threading.Thread(target=work, args=what, daemon=True).start()
     begun = time.monotonic()
     for slot in range(round(seconds / SLOT_S)):
         due = begun + (slot + chance.random() * jitter) * SLOT_S
@@ -93,36 +98,111 @@ def records(slot):
         yield flags, slot[at - length : at]
 
 
-def listen(there):
-    asked, inner = b"", None
+def listen(there, tells):
+    """What comes in the slots: to be sent back, or for the function that runs here."""
+    asked, heard, inner = b"", queue.SimpleQueue(), False
+    threading.Thread(target=hand_on, args=(heard, tells), daemon=True).start()
     while True:
         # Not in api.recv: who waits there keeps others from api.host() and the like.
         while not api.poll():
             time.sleep(LOOK_S)
         for flags, data in records(api.recv()):
             if flags & RUN:
-                asked += data
+                asked, inner = asked + data, True
                 if flags & END:
-                    inner = Covered(there)
-                    threading.Thread(target=run, args=(asked, inner, there), daemon=True).start()
-            elif inner is not None:
-                inner.hear(flags, data)
+                    heard.put((0, asked))
+            elif inner:
+                heard.put((flags, data))
             else:
                 there.put(flags & (END | LAST), data)
+
+
+def hand_on(heard, tells):
+    with suppress(OSError):
+        while True:
+            tells.send(heard.get())
+
+
+def serve(line, there):
+    """What the function says, and what it asks of the box."""
+    last = 0
+    with suppress(EOFError, OSError):
+        while True:
+            first, *rest = line.recv()
+            if isinstance(first, int):
+                last |= first & LAST
+                there.put(first, *rest)
+            else:
+                answer(line, first, *rest)
+    if not last:
+        there.put(END | LAST | ERROR, b"SystemExit: its process has died")
+
+
+def answer(line, name, args, by_name):
+    try:
+        found = api
+        for part in name.split("."):
+            found = getattr(found, part)
+        line.send((None, found(*args, **by_name)))
+    except Exception as why:
+        line.send((why, None))
+
+
+# --- the process in which the function runs: whatever keeps its interpreter busy holds up no slot ---------------------
+
+
+def start_inside():
+    ours, theirs = Pipe()
+    hears, tells = Pipe(duplex=False)
+    # Before there are threads, and whether it will be used or not.
+    if os.fork():
+        theirs.close()
+        hears.close()
+        return ours, tells
+    ours.close()
+    tells.close()
+    try:
+        run(Covered(theirs, hears))
+    finally:
+        os._exit(0)
+
+
+def run(covered):
+    asked = covered.hears.recv()[1]
+    threading.Thread(target=covered.hear, daemon=True).start()
+    try:
+        wanted = json.loads(asked)
+        args, by_name = ast.literal_eval(wanted["arguments"])
+        covered.args = list(args)
+        module = sys.modules["__bento__"] = types.ModuleType("__bento__")
+        module.api = covered
+        exec(compile(wanted["source"], "function.py", "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the user's
+        value = getattr(module, wanted["call"])(*args, **by_name)
+        if value is not None:
+            covered.send(value if isinstance(value, (str, bytes, bytearray)) else repr(value))
+        covered.say(LAST, b"")
+    except BaseException as why:
+        # It rides like anything else: that it went wrong is nobody else's business.
+        words = f"{type(why).__name__}: {why}".encode("utf-8", "replace")
+        covered.say(END | LAST | ERROR, words[:MOST_ERROR_BYTES])
 
 
 class Covered:
     """What `api` is for a function that runs under cover."""
 
-    def __init__(self, there):
-        self.args = []
-        self._there = there
+    def __init__(self, line, hears):
+        self.args, self.hears = [], hears
+        self._line, self._speaking = line, threading.Lock()
         self._changed = threading.Condition()
-        self._messages, self._part, self._last = deque(), b"", False
+        self._messages, self._last = deque(), False
+
+    def say(self, flags, data):
+        with self._speaking:
+            self._line.send((flags, data))
 
     def send(self, data):
         data = data.encode() if isinstance(data, str) else bytes(data)
-        self._there.put(END, data)
+        self.say(END, data)
         return len(data)
 
     def recv(self):
@@ -141,31 +221,45 @@ class Covered:
     def pad_to(self, multiple, release=None):
         """The same."""
 
-    def hear(self, flags, data):
-        with self._changed:
-            self._part += data
-            if flags & END:
-                self._messages.append(self._part)
-                self._part = b""
-            self._last = self._last or bool(flags & LAST)
-            self._changed.notify_all()
+    log = pad
+
+    def connect(self, host, port, timeout_s=None):
+        return api.connect(host, port, timeout_s)
+
+    def hear(self):
+        part = b""
+        with suppress(EOFError, OSError):
+            while True:
+                flags, data = self.hears.recv()
+                part += data
+                with self._changed:
+                    if flags & END:
+                        self._messages.append(part)
+                        part = b""
+                    self._last = self._last or bool(flags & LAST)
+                    self._changed.notify_all()
 
     def __getattr__(self, name):
-        return getattr(api, name)
+        getattr(api, name)  # what is not there is told as ever
+        return Asked(self, name)
+
+    def ask(self, *what):
+        with self._speaking:
+            self._line.send(what)
+            why, value = self._line.recv()
+        if why is not None:
+            raise why
+        return value
 
 
-def run(asked, covered, there):
-    try:
-        wanted = json.loads(asked)
-        args, by_name = ast.literal_eval(wanted["arguments"])
-        covered.args = list(args)
-        module = sys.modules["__bento__"] = types.ModuleType("__bento__")
-        module.api = covered
-        exec(compile(wanted["source"], "function.py", "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the user's
-        value = getattr(module, wanted["call"])(*args, **by_name)
-        if value is not None:
-            covered.send(value if isinstance(value, (str, bytes, bytearray)) else repr(value))
-        there.put(LAST)
-    except BaseException as why:
-        # It rides like anything else: that it went wrong is nobody else's business.
-        there.put(END | LAST | ERROR, f"{type(why).__name__}: {why}".encode("utf-8", "replace")[:MOST_ERROR_BYTES])
+class Asked:
+    """A part of `api` that speaks with the box: the other process makes its calls. What would give a socket cannot."""
+
+    def __init__(self, covered, name):
+        self._covered, self._name = covered, name
+
+    def __getattr__(self, part):
+        return Asked(self._covered, f"{self._name}.{part}")
+
+    def __call__(self, *args, **by_name):
+        return self._covered.ask(self._name, args, by_name)
