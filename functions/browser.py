@@ -4,9 +4,9 @@ browser(url, padding, render, timeout, release, assets, limit) sends one message
 of the page (redirects, cookies between them, a bad certificate, an error of HTTP, too much, too slow) is told in it.
 With `padding` all that the box sends is a multiple of so many bytes, with `release` it leaves at a multiple of so many
 seconds: an error has the shape of a page. `timeout` is for all of it, in seconds; `limit` bytes are the most that a
-page, with its pictures and style sheets where `assets` are wanted, may have. With `render` (png, pdf or mhtml) it is
-what Chromium shows once the page's scripts have run, by then or when the time is nearly over; that needs the image
-`browser`.
+page, with its pictures and style sheets where `assets` are wanted, may have. With `render` it is what Chromium shows
+once the page's scripts have run, or when the time is nearly over, which needs the image `browser`: png, pdf, mhtml (one
+file), or html (the document as it is then, and its assets).
 """
 
 # /// script
@@ -19,6 +19,7 @@ what Chromium shows once the page's scripts have run, by then or when the time i
 # ///
 
 import base64
+import email
 import fcntl
 import functools
 import json
@@ -255,7 +256,7 @@ def sentence(error):
 # --- with an engine: what it looks like once its scripts have run --------------------------------------------------
 
 CHROMIUM = "/usr/lib/chromium/chromium-headless-shell"
-TYPES = {"png": "image/png", "pdf": "application/pdf", "mhtml": "multipart/related"}
+TYPES = {"png": "image/png", "pdf": "application/pdf", "mhtml": "multipart/related", "html": "text/html"}
 # The same for everybody: a page learns that a box has come, and not which, nor for whom.
 WIDTH, HEIGHT, MAX_HEIGHT = 1280, 800, 10_000
 AGENT = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/{}.0.0.0 Safari/537.36"
@@ -288,7 +289,28 @@ def rendered(render, visit, _assets):
     with Chromium(visit) as chromium:
         page = Page(chromium, visit)
         page.load(visit.deadline - visit.left_s() * PICTURE)
-        visit.add(visit.url, TYPES[render], page.picture(render))
+        document = page.picture(render)
+    if render == "html":
+        take_apart(visit, document)
+    else:
+        visit.add(visit.url, TYPES[render], document)
+
+
+def take_apart(visit, saved):
+    """The parts of a page that was saved as one file. Style sheets of its own have no address there, but a number."""
+    parts = [part for part in email.message_from_bytes(saved).walk() if not part.is_multipart()]
+    visit.add(visit.url, "text/html; charset=utf-8", own_addresses(parts[0].get_payload(decode=True)))
+    for part in parts[1 : ASSETS + 1]:
+        try:
+            url = own_addresses(part["Content-Location"].encode()).decode()
+            visit.add(url, part.get_content_type(), part.get_payload(decode=True))
+        except Failed:
+            visit.left_out += 1
+    visit.left_out += max(0, len(parts) - ASSETS - 1)
+
+
+def own_addresses(data):
+    return re.sub(rb"\bcid:([\w-]+)@mhtml\.blink", rb"http://cid.invalid/\1", data)
 
 
 class Chromium:
@@ -415,7 +437,7 @@ class Page:
 
     def picture(self, render):
         """What it looks like now."""
-        if render == "mhtml":
+        if render in ("mhtml", "html"):
             return self._ask("Page.captureSnapshot", format="mhtml")["data"].encode()
         if render == "pdf":
             return base64.b64decode(self._ask("Page.printToPDF", printBackground=True)["data"])

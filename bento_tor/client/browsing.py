@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from msgspec import structs
-
 from bento_tor.client import source
 from bento_tor.client.apart import MOST_BYTES
 from bento_tor.client.session import Session
@@ -52,9 +50,7 @@ def address(text: str) -> str:
 def function(wish: Wish) -> Source:
     """The function as it ships; what renders needs another image."""
     shipped = source.load("browser")
-    if not wish.render:
-        return shipped
-    return structs.replace(shipped, manifest=structs.replace(shipped.manifest, image="browser", packages=()))
+    return shipped.in_image("browser") if wish.render else shipped
 
 
 def call(wish: Wish) -> Call:

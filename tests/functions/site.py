@@ -32,6 +32,9 @@ PAGE = b"""<!doctype html><html><head><title>A page</title><link rel=stylesheet 
 <body onload="alert(1)"><h1>Hello</h1><p>some text</p><img src=/red.png alt=red>
 <img srcset="/big.png 2x, /small.png 1x"><img src=/nowhere.png><script src=/app.js></script>
 <a href=/other>a link</a></body></html>"""
+SCRIPTED = b"""<!doctype html><html><head><link rel=stylesheet href=/style.css></head><body><p id=told>nothing ran</p>
+<script>told.textContent = "the script ran"; const i = new Image(); i.src = "/red.png"; document.body.append(i)</script>
+</body></html>"""
 BOMB = gzip.compress(bytes(64 << 20))
 
 
@@ -64,6 +67,8 @@ def answer(path: str, headers: dict[str, str]) -> Answer:
                 seed = seed * 1103515245 + 12345 & 0x7FFFFFFF
                 text += b"%08x " % seed
             return "200 OK", HTML, bytes(text[: int(number)])
+        case "scripted":
+            return "200 OK", HTML, SCRIPTED
         case "style.css":
             return "200 OK", {"Content-Type": "text/css"}, b"p { color: green; background: url(deep.png) }"
         case "red.png" | "bg.png" | "deep.png" | "big.png":

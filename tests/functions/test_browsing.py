@@ -48,6 +48,19 @@ def test_a_page_is_fetched_made_harmless_and_saved(browse: Browse, tmp_path: Pat
     assert not any(word in text for word in ("script", "alert", "onload", 'src="http', "url(/"))
 
 
+@pytest.mark.parametrize(("kind", "begin"), [("html", b"<!doctype html>"), ("png", b"\x89PNG\r\n"), ("pdf", b"%PDF-")])
+def test_a_page_is_rendered_made_harmless_and_saved(browse: Browse, tmp_path: Path, kind: str, begin: bytes) -> None:
+    done = browse("/scripted", "--render", kind)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["url"], told["status"], told["error"]) == (f"{SITE}/scripted", 200, None)
+    saved = (tmp_path / "page").read_bytes()
+    assert saved.startswith(begin)
+    if kind == "html":
+        assert b"the script ran" in saved and b"data:image/png" in saved and b"color: green" in saved
+        assert not any(word in saved for word in (b"<script", b"cid", b'src="http'))
+
+
 def test_a_bad_certificate_is_a_sentence_and_no_page(browse: Browse, tmp_path: Path) -> None:
     done = browse("https://web.example.com/")
     assert done.returncode == 1 and not (tmp_path / "page").exists()
