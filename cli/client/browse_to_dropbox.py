@@ -5,8 +5,10 @@ from __future__ import annotations
 import secrets
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import click
+from msgspec import structs
 
 from bento_tor.cli import ui
 from bento_tor.cli.client.dropbox import limit_options, tell_ticket, write_ticket
@@ -14,12 +16,12 @@ from bento_tor.cli.client.reach import Reach, box_option, no_keyring_option, pas
 from bento_tor.cli.client.run import Leaving
 from bento_tor.cli.completion import complete_box
 from bento_tor.cli.options import json_option
-from bento_tor.client import dropbox
+from bento_tor.client import browsing, dropbox
 from bento_tor.client.dropbox import Limits
 from bento_tor.client.route import parse_address
 from bento_tor.client.sealing import public_key, sealed_bytes
 from bento_tor.client.session import Session
-from bento_tor.client.source import Source, load, make_call, parse
+from bento_tor.client.source import Source, load, make_call
 from bento_tor.client.tickets import DropTicket
 from bento_tor.errors import BentoError, ConfigError, FunctionFailed
 
@@ -74,7 +76,7 @@ def command(
     url: str,
     dropbox_box: str,
     output: Path | None,
-    egress: str,
+    egress: Literal["exit", "tor"],
     padding_kib: int,
     most_mib: int,
     page_timeout: int,
@@ -97,7 +99,7 @@ def command(
     room = sealed_bytes(most + max(padding, 64 * _KIB))
     function = _function(egress)
     key = public_key(ticket.secret)
-    call = make_call(_FUNCTION, url, dropbox_box, ticket.token, key, padding, page_timeout, most)
+    call = make_call(_FUNCTION, browsing.address(url), dropbox_box, ticket.token, key, padding, page_timeout, most)
     if output is not None:
         write_ticket(str(ticket), output)
     with ui.progress(f"making a drop box at {dropbox_box}"), reach.box(dropbox_box, remember=not no_keyring) as box:
@@ -129,6 +131,7 @@ def _wait(session: Session) -> None:
         raise FunctionFailed(f"the page was not left there: {ui.escape(why[0])}")
 
 
-def _function(egress: str) -> Source:
-    """The function that ships, with that way out in its manifest."""
-    return parse(_FUNCTION, load(_FUNCTION).text.replace('egress = "exit"', f'egress = "{egress}"'))
+def _function(egress: Literal["exit", "tor"]) -> Source:
+    """The function as it ships, with that way out."""
+    shipped = load(_FUNCTION)
+    return structs.replace(shipped, manifest=structs.replace(shipped.manifest, egress=egress))

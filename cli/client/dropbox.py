@@ -15,12 +15,14 @@ import click
 from bento_tor.cli import ui
 from bento_tor.cli.client.reach import Reach, box_option, no_keyring_option, pass_reach, read_ticket
 from bento_tor.cli.options import json_option
-from bento_tor.client import dropbox, left_page
+from bento_tor.client import dropbox
+from bento_tor.client.apart import MOST_BYTES, rewrap
 from bento_tor.client.dropbox import Getting, Limits
 from bento_tor.client.files import PartFile, SealedFile
+from bento_tor.client.page import unpack
 from bento_tor.client.sealing import SALT_BYTES
 from bento_tor.client.tickets import DropTicket, parse_drop
-from bento_tor.errors import BentoError, ConfigError, FunctionFailed
+from bento_tor.errors import BentoError, ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400}
@@ -152,19 +154,27 @@ def words_of(left: int | None) -> str:
 def page(ticket: str, output: Path, as_json: bool, reach: Reach) -> None:
     """Collect the page of TICKET (@FILE, or - for standard input) that 'client browse-to-dropbox' had left.
 
-    FILE is the page as the box that fetched it gave it: nothing of it is opened here."""
-    left = collect(reach, parse_drop(read_ticket(ticket)), output)
-    head, body = left_page.split(output.read_bytes())
-    if head.error:
-        output.unlink()
-        raise FunctionFailed(f"{ui.escape(head.url)} was not fetched: {ui.escape(head.error)}")
-    output.write_bytes(body)
+    What is written is made here of what came, as 'client browse' does: nothing in it runs or loads when it is seen."""
+    if output.exists():
+        raise ConfigError(f"{output} is there already", hint="name another file with -o, or move it away")
+    # As it came: where nothing can be made of it, it must not be lost with its last get.
+    raw = output.with_name(f"{output.name}.message")
+    left = collect(reach, parse_drop(read_ticket(ticket)), raw)
+    message = raw.read_bytes()
+    try:
+        found = unpack(message, MOST_BYTES)
+        if found.parts:
+            output.write_bytes(rewrap(message)[1])
+    except BentoError as error:
+        raise BentoError(error.message, hint=f"what came is in {raw}; nothing of it is to be trusted") from error
+    raw.unlink()
+    if not found.parts:
+        raise BentoError(f"the page did not come: {ui.escape(found.error)}")
     if as_json:
-        facts = {"url": head.url, "status": head.status, "type": head.kind}
-        ui.result_json({"file": str(output), "bytes": len(body), **facts, "gets_left": left})
+        ui.result_json({"file": str(output), "url": found.url, "status": found.status, "gets_left": left})
         return
-    ui.result(f"{ui.escape(head.url)}: {head.status} {ui.escape(head.kind)}")
-    ui.result(f"{ui.escape(str(output))}: {len(body)} bytes; {words_of(left)}")
+    ui.say(f"the box says: {found.status} {ui.escape(found.url)}")
+    ui.result(f"{ui.escape(str(output))}; {words_of(left)}")
 
 
 @command.command()
