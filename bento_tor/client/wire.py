@@ -184,14 +184,14 @@ class Wire:
         with self._state:
             return self._refusals.get(channel)
 
-    def wait_window(self, channel: int) -> int:
+    def wait_window(self, channel: int, deadline: float | None = None) -> int:
         """Wait until something may be sent on this channel; units. 0: the channel has ended."""
         with self._state:
             while (window := self._window(channel)) <= 0:
                 self._check()
                 if self._connection.channel_state(channel) in _OVER:
                     return 0
-                self._pause(None)
+                self._pause(deadline)
             return window
 
     def _window(self, channel: int) -> int:

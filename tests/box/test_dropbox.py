@@ -313,6 +313,7 @@ EMPTY = [
     ("put", (5, b"", 1 << 70), b"", "bad"),
     ("put", (5, b"", 60, -1), b"", "bad"),
     ("put", (5, b"", 60, "many"), b"", "bad"),
+    ("put", (1 << 40, b"", 60, 1, 1), b"", "bad"),
     ("put", (5, b"", 60, 1), b"abc", "short"),
     ("put", (5, b"", 60, 1), b"abcdefg", "bad"),
     ("put", (40_000_000, b"", 60, 1, 16 << 20), b"x" * (17 << 20), "full"),
@@ -394,9 +395,11 @@ def test_the_commands(there, bento, tmp_path: Path) -> None:
     text = (tmp_path / "ticket").read_text()
     got = bento("client", "dropbox", "get", "-", "-o", "two", stdin=text)
     assert got.stdout == "two: 100000 bytes; it is erased there\n", got.stderr
+    assert bento("client", "dropbox", "put", "file", "--box", there.address, "-o", "other").returncode == 0
+    assert bento("client", "dropbox", "erase", "@other").stdout == "erased\n"
     assert not list(tmp_path.glob("*.part*"))
     for arguments, code, words in (
-        (("get", "@ticket", "-o", "three"), 7, "there is no such drop box"),
+        (("get", "@other", "-o", "three"), 7, "there is no such drop box"),
         (("get", "@ticket", "-o", "one"), 3, "one is there already"),
         (("get", text, "-o", "x"), 3, "the command line is not"),
         (("get", "ticket", "-o", "x"), 3, "names no ticket"),
