@@ -27,6 +27,7 @@ WEEK_S = 7 * 86400
 MOST_S = 10 * 366 * 86400
 MIB = 1 << 20
 MOST_PART_BYTES = 16 * MIB
+MOST_PARTS = 4096  # more than any box keeps
 MOST_BYTES = 1 << 50
 # The last piece: what nobody has who has not been counted.
 TAIL_BYTES = 64 * 1024 + 16
@@ -171,8 +172,11 @@ class Drop:
         if size > self.state["max_bytes"]:
             raise No("full", f"this drop box takes {self.state['max_bytes']} bytes")
         tail = min(size, TAIL_BYTES)
+        parts = math.ceil((size - tail) / part)
+        if parts > MOST_PARTS:
+            raise No("bad", f"that would be more than {MOST_PARTS} pieces")
         while not self.state["size"]:
-            self.save(size=size, header=header.hex(), part=part, tail=tail, parts=math.ceil((size - tail) / part))
+            self.save(size=size, header=header.hex(), part=part, tail=tail, parts=parts)
         if (self.state["size"], self.state["header"], self.state["part"]) != (size, header.hex(), part):
             raise No("filled", "something else has been put into this drop box already")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from bento_tor.client.sealing import (
     plain_bytes,
     unwrap,
 )
-from bento_tor.client.session import Session
+from bento_tor.client.session import Piece, Session
 from bento_tor.client.source import Call, load, make_call
 from bento_tor.client.tickets import DropTicket
 from bento_tor.errors import BentoError, FunctionFailed, Refused, RemoteProtocolError
@@ -248,7 +249,7 @@ def _fill(session: Session, sealed: Sealed, moved: Moved) -> int:
     have = min(reply.have, sealed.size)
     moved(have)
     for piece in sealed.pieces(have):
-        if not session.send(piece):
+        if not session.send(piece, timeout_s=session.timeout_s):
             break
         moved(len(piece))
     reply = _maybe_reply(session)
@@ -310,8 +311,8 @@ def _telling(box: str) -> Iterator[None]:
 
 def _maybe_reply(session: Session) -> Reply | None:
     """The function's next word; None where its session ended instead. Raises Refused where it says no."""
-    data = bytearray()
-    while (piece := session.maybe_piece(timeout_s=session.timeout_s)) is not None:
+    data, until = bytearray(), time.monotonic() + session.timeout_s
+    while (piece := _maybe_piece(session, until)) is not None:
         data += piece.data
         if len(data) > _MAX_REPLY_BYTES:
             break
@@ -320,6 +321,10 @@ def _maybe_reply(session: Session) -> Reply | None:
     if data:
         raise RemoteProtocolError("what the drop box said is no answer")
     return None
+
+
+def _maybe_piece(session: Session, until: float) -> Piece | None:
+    return session.maybe_piece(timeout_s=max(0.0, until - time.monotonic()))
 
 
 def _read(data: bytes) -> Reply:
@@ -335,11 +340,16 @@ def _read(data: bytes) -> Reply:
 
 
 def _bytes(session: Session, count: int) -> Iterator[bytes]:
-    """So many bytes, or fewer where the session ends. Raises NotWhatWasPut where there are more."""
-    while (piece := session.maybe_piece(timeout_s=session.timeout_s)) is not None:
+    """So many bytes, or fewer where the session ends. Raises NotWhatWasPut where there are more, Silent where a chunk
+    takes too long: a box that gives a byte now and then must not hold us for ever."""
+    until, in_time = time.monotonic() + session.timeout_s, 0
+    while (piece := _maybe_piece(session, until)) is not None:
         count -= len(piece.data)
         if count < 0:
             raise NotWhatWasPut("there is more of it than was put")
+        in_time += len(piece.data)
+        if in_time >= SEALED_CHUNK_BYTES:
+            until, in_time = time.monotonic() + session.timeout_s, 0
         if piece.data:
             yield piece.data
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from bento_tor.client.inputs import Unacknowledged
@@ -224,9 +225,10 @@ class Session:
 
     # --- input ------------------------------------------------------------------------------------------------
 
-    def send(self, data: bytes | str) -> bool:
-        """Send one message to the function; waits while it takes no more. False: it has ended, and got not all."""
-        return self.put(data.encode() if isinstance(data, str) else data, end=True, eof=False)
+    def send(self, data: bytes | str, *, timeout_s: float | None = None) -> bool:
+        """Send one message to the function; waits while it takes no more, each time for `timeout_s`: then it raises
+        ConnectError. False: it has ended, and got not all."""
+        return self.put(data.encode() if isinstance(data, str) else data, end=True, eof=False, timeout_s=timeout_s)
 
     def finish(self) -> None:
         """There will be no more input: the function's api.recv() raises EOFError from here on."""
@@ -254,15 +256,16 @@ class Session:
             self._note(make(room), end=True, eof=False)
             return self._say_all((place, ack))
 
-    def put(self, data: bytes, *, end: bool, eof: bool) -> bool:
-        """A part of a message, where it is not whole yet: `end` closes it, `eof` the input. False: as `send`."""
+    def put(self, data: bytes, *, end: bool, eof: bool, timeout_s: float | None = None) -> bool:
+        """A part of a message, where it is not whole yet: `end` closes it, `eof` the input. The rest as `send`."""
         with self._input:
             if self._unacknowledged.eof:
                 raise LocalProtocolError("input after its end was said")
             left = memoryview(data)
             last = False
             while not last:
-                place, window = self._again(lambda place: (place, place.wire.wait_window(place.channel)))
+                deadline = None if timeout_s is None else time.monotonic() + timeout_s
+                place, window = self._again(partial(_window, deadline))
                 if not window:
                     if self._took_back(place):
                         continue
@@ -416,3 +419,7 @@ class Session:
 
 def _ack(channel: int, received: int) -> m.Ack:
     return m.Ack(channel, received, received + _WINDOW_UNITS)
+
+
+def _window(deadline: float | None, place: Place) -> tuple[Place, int]:
+    return place, place.wire.wait_window(place.channel, deadline=deadline)

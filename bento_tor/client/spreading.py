@@ -78,7 +78,7 @@ class Gathering:
             finally:
                 for part in self._parts.values():
                     part.close()
-            new = path.with_name(path.name + ".part")
+            new = self._folder / "whole"
             spooling.join(self._whole, self._ticket, new)
             with writing(path):
                 new.rename(path)

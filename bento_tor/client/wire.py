@@ -184,14 +184,14 @@ class Wire:
         with self._state:
             return self._refusals.get(channel)
 
-    def wait_window(self, channel: int, least: int = 1) -> int:
+    def wait_window(self, channel: int, least: int = 1, *, deadline: float | None = None) -> int:
         """Wait until `least` units may be sent on this channel; how many may. 0: the channel has ended."""
         with self._state:
             while (window := self._window(channel)) < least:
                 self._check()
                 if self._connection.channel_state(channel) in _OVER:
                     return 0
-                self._pause(None)
+                self._pause(deadline)
             return window
 
     def _window(self, channel: int) -> int:

@@ -313,6 +313,7 @@ EMPTY = [
     ("put", (5, b"", 1 << 70), b"", "bad"),
     ("put", (5, b"", 60, -1), b"", "bad"),
     ("put", (5, b"", 60, "many"), b"", "bad"),
+    ("put", (1 << 40, b"", 60, 1, 1), b"", "bad"),
     ("put", (5, b"", 60, 1), b"abc", "short"),
     ("put", (5, b"", 60, 1), b"abcdefg", "bad"),
     ("put", (40_000_000, b"", 60, 1, 16 << 20), b"x" * (17 << 20), "full"),
@@ -348,7 +349,9 @@ def test_a_box_without_room_is_told_before_anything_is_sent(there, box, tmp_path
         Drop(small, tmp_path, b"x", Limits(expires_s=31 * 86400))
 
 
-def test_a_put_goes_on_where_it_was_stopped_and_a_changed_file_is_no_part_of_it(there, tmp_path: Path) -> None:
+def test_a_put_goes_on_where_it_was_stopped_and_a_changed_file_is_no_part_of_it(
+    there, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
     with there.connect() as box:
         drop = Drop.__new__(Drop)
         drop.box, drop.folder, drop.data, drop.limits = box, tmp_path, os.urandom(5 * MIB), Limits()
@@ -360,8 +363,12 @@ def test_a_put_goes_on_where_it_was_stopped_and_a_changed_file_is_no_part_of_it(
 
         def moved(count: int) -> None:
             sent.append(count)
-            if any(count > 20 for function, count in pieces_of_each(there.state).items() if function not in before):
+            if sum(sent) > 3 * MIB:  # the client is ahead of the box's disk
+                eventually(lambda: any(pieces_of_each(there.state).get(f, 0) > 20 for f in made()))
                 raise KeyboardInterrupt
+
+        def made() -> set[bytes]:
+            return pieces_of_each(there.state).keys() - before.keys()
 
         before = pieces_of_each(there.state)
         with pytest.raises(KeyboardInterrupt):
@@ -388,19 +395,17 @@ def test_the_commands(there, bento, tmp_path: Path) -> None:
     text = (tmp_path / "ticket").read_text()
     got = bento("client", "dropbox", "get", "-", "-o", "two", stdin=text)
     assert got.stdout == "two: 100000 bytes; it is erased there\n", got.stderr
+    assert bento("client", "dropbox", "put", "file", "--box", there.address, "-o", "other").returncode == 0
+    assert bento("client", "dropbox", "erase", "@other").stdout == "erased\n"
     assert not list(tmp_path.glob("*.part*"))
     for arguments, code, words in (
-        (("get", "@ticket", "-o", "three"), 7, "there is no such drop box"),
-        (("erase", "@ticket"), 7, "there is no such drop box"),
+        (("get", "@other", "-o", "three"), 7, "there is no such drop box"),
         (("get", "@ticket", "-o", "one"), 3, "one is there already"),
         (("get", text, "-o", "x"), 3, "the command line is not"),
         (("get", "ticket", "-o", "x"), 3, "names no ticket"),
-        (("get", "@file", "-o", "x"), 3, "this is not a ticket"),
         (("put", "nothing", "--box", there.address), 3, "cannot read nothing"),
-        (("put", ".", "--box", there.address), 3, "cannot read ."),
         (("put", "file", "--box", there.address, "-o", "ticket"), 3, "cannot write ticket"),
         (("put", "file", "--box", there.address, "--expires", "-1d"), 2, "is no time"),
-        (("put", "file", "--box", there.address, "--expires", "99999d"), 2, "is no time"),
         (("put", "file", "--box", there.address, "--max-gets", "-1"), 2, "-1 is not in the range"),
         (("put", "file", "--box", "unix:/elsewhere", "--resume", "@ticket"), 3, "this ticket is for"),
     ):

@@ -16,6 +16,7 @@ from bento_tor.network import Network
 pytestmark = [pytest.mark.tor, pytest.mark.sandbox]
 
 CONFIG = """
+first_uid = FIRST
 ready = 1
 [policy]
 store_bytes = 8000000
@@ -29,15 +30,15 @@ def test_shards_at_two_onions_and_one_of_them_gone(
 ) -> None:
     (tmp_path / "file").write_bytes(os.urandom(400_000))
 
-    def start(name: str):
+    def start(name: str, first_uid: int):
         (tmp_path / name).mkdir()
         options = ["--publish", "--control", str(tor_network.client.control)]
-        box = running_box(tmp_path / name / "s", *options, config=CONFIG)
+        box = running_box(tmp_path / name / "s", *options, config=CONFIG.replace("FIRST", str(first_uid)))
         check_reachable(tor_network.client.socks, box.told["address"], 80, timeout_s=120)
         return box
 
     with ThreadPoolExecutor() as pool:
-        one, other = pool.map(start, ("one", "other"))
+        one, other = pool.map(start, ("one", "other"), (1_880_100_000, 1_880_101_000))
     try:
         network = ["--network", str(tor_network.directory), "--timeout", "120"]
         addresses = f"{one.told['address']},{other.told['address']}"

@@ -17,6 +17,7 @@ from bento_tor.client.shards import ShardTicket
 pytestmark = pytest.mark.sandbox
 
 CONFIG = """
+first_uid = FIRST
 ready = 1
 [policy]
 sessions = 3
@@ -41,6 +42,11 @@ def get(name, start=0):
 """
 
 
+def config(number: int) -> str:
+    """Boxes of one machine share no user ids: the limit of processes is one of a user id."""
+    return CONFIG.replace("FIRST", str(1_880_100_000 + 1000 * number))
+
+
 @pytest.fixture(scope="module")
 def boxes(running_box, tmp_path_factory) -> Iterator[list]:
     """Five of them."""
@@ -48,7 +54,7 @@ def boxes(running_box, tmp_path_factory) -> Iterator[list]:
     for number in range(5):
         (base / str(number)).mkdir()
     with ThreadPoolExecutor() as pool:
-        made = list(pool.map(lambda number: running_box(base / str(number) / "s", config=CONFIG), range(5)))
+        made = list(pool.map(lambda number: running_box(base / str(number) / "s", config=config(number)), range(5)))
     yield made
     for box in made:
         if box.process.poll() is None:
@@ -108,7 +114,7 @@ def test_two_boxes_killed_and_each_lying_in_turn(
         for number in down:
             boxes[number].process.stdout.close()
             boxes[number].log.close()
-            boxes[number] = running_box(boxes[number].state, config=CONFIG)
+            boxes[number] = running_box(boxes[number].state, config=config(number))
         told = get("back")
         assert set(told["failed"]) <= {addresses[liar]}
         with boxes[liar].connect() as there:  # it becomes honest again

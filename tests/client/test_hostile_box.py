@@ -92,6 +92,14 @@ def test_input_that_a_box_takes_and_never_acknowledges_does_not_fill_our_memory(
     sending.join()
 
 
+def test_input_that_a_box_never_takes_is_waited_for_as_long_as_was_said() -> None:
+    box = HostileBox(m.Ack(1, 0, 1000))
+    with connect(ADDRESS, transport=box, policy_digest=DIGEST, timeout_s=30.0, retries=Retries(most=0)) as reached:
+        session = reached.attach(b"t" * 32)
+        with pytest.raises(ConnectError, match="did not answer in time"):
+            session.send(bytes(5000), timeout_s=0.3)
+
+
 def test_a_box_that_hangs_up_on_purpose_gets_three_more_connections() -> None:
     box = HostileBox(m.Ack(1, 0, 1 << 20), then_hang_up=True)
     retries = Retries(first_wait_s=0.0)

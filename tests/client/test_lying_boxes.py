@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -195,6 +196,13 @@ def endless_reply(session, store, *arguments):
         session.send(b"{" + b" " * 100_000)
 
 
+def dripping(session, store, name, start=0):
+    session.send(head(store))
+    while True:
+        session.send(b"x")
+        time.sleep(0.02)
+
+
 def silent(session, store, *arguments):
     session.recv()
 
@@ -226,6 +234,7 @@ LIES: dict[str, dict[str, Callable]] = {
     "without end": {"get": endless},
     "a word without end": {"get": endless_reply},
     "silence": {"get": silent},
+    "next to silence": {"get": dripping},
     "silence at the end": {"last": silent},
     "a wrong last piece": {"last": wrong_tail},
     "a last piece that is longer": {"last": long_tail},
