@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from bento_tor import resources
 from bento_tor.client import source
 from bento_tor.client.apart import MOST_BYTES
 from bento_tor.client.session import Session
@@ -49,7 +50,8 @@ def address(text: str) -> str:
 
 def function(wish: Wish) -> Source:
     """The function as it ships; what renders needs another image."""
-    shipped = source.load("browser")
+    # Not by its name: a file of that name in the user's folder would be taken instead.
+    shipped = source.parse("browser", resources.read_text("functions", "browser.py"))
     return shipped.in_image("browser") if wish.render else shipped
 
 
