@@ -104,7 +104,7 @@ def shutdown_token(ticket: DropTicket) -> bytes:
 
 def put(box: Box, ticket: DropTicket, sealed: Sealed, limits: Limits, *, moved: Moved = lambda count: None) -> None:
     """Make the drop box and fill it; or go on with that, where the same was begun before. `moved` hears how many bytes
-    more are there."""
+    more are there; what has to be said again counts again."""
     policy = box.policy()
     _check_room(policy, sealed.size, limits)
     part = part_bytes(policy, sealed.size)
@@ -114,7 +114,7 @@ def put(box: Box, ticket: DropTicket, sealed: Sealed, limits: Limits, *, moved: 
         done, tries = 0, 0
         while True:
             with _session(box.start(ticket.token, call)) as session:
-                have = _fill(session, sealed, moved if done == 0 else _after(moved, done))
+                have = _fill(session, sealed, moved)
             if have == sealed.size:
                 return
             done, tries = max(done, have), 0 if have > done else tries + 1
@@ -256,19 +256,6 @@ def _fill(session: Session, sealed: Sealed, moved: Moved) -> int:
     for _ in _bytes(session, 0):
         pass  # there is nothing more to say
     return have if reply is None else reply.have
-
-
-def _after(moved: Moved, done: int) -> Moved:
-    """What was counted already is not counted again."""
-    left = done
-
-    def tell(count: int) -> None:
-        nonlocal left
-        known = min(left, count)
-        left -= known
-        moved(count - known)
-
-    return tell
 
 
 def _check_room(policy: Policy, size: int, limits: Limits) -> None:

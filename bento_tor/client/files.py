@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,12 +92,11 @@ class Digest:
             self._last.result()
 
 
-def digest_of(file: BinaryIO, told: Callable[[int], None] = lambda count: None) -> bytes:
+def digest_of(file: BinaryIO) -> bytes:
     """SHA-256 of the rest of a file."""
     digest = hashlib.sha256()
     while data := file.read(_READ_BYTES):
         digest.update(data)
-        told(len(data))
     return digest.digest()
 
 

@@ -70,19 +70,19 @@ class Gathering:
         with writing(self._folder):
             self._folder.mkdir(mode=0o700, exist_ok=True)
             self._whole = {number: path for path in self._folder.iterdir() if (number := _number_of(path)) is not None}
-        with _Crew(self._ticket, self._make_box) as crew:
-            try:
+        try:
+            with _Crew(self._ticket, self._make_box) as crew:
                 while len(self._whole) < self._ticket.needed:
-                    chosen = self._bodies(crew)
-                    self._note(crew.all(chosen, self._last))
-            finally:
-                for part in self._parts.values():
-                    part.close()
-            new = self._folder / "whole"
-            spooling.join(self._whole, self._ticket, new)
-            with writing(path):
-                new.rename(path)
-            crew.all(self._used_up, lambda number, box: self._gets[number].done())
+                    self._note(crew.all(self._bodies(crew), self._last))
+                new = self._folder / "whole"
+                spooling.join(self._whole, self._ticket, new)
+                with writing(path):
+                    new.rename(path)
+                crew.all(self._used_up, lambda number, box: self._gets[number].done())
+        finally:
+            # Only now does no thread write any more.
+            for part in self._parts.values():
+                part.close()
         with suppress(OSError):
             for rest in self._folder.iterdir():
                 rest.unlink()

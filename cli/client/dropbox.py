@@ -22,7 +22,7 @@ from bento_tor.client.files import PartFile, SealedFile
 from bento_tor.client.page import unpack
 from bento_tor.client.sealing import SALT_BYTES
 from bento_tor.client.tickets import DropTicket, parse_drop
-from bento_tor.errors import BentoError, ConfigError
+from bento_tor.errors import BentoError, ConfigError, Refused
 
 F = TypeVar("F", bound=Callable[..., Any])
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400}
@@ -199,6 +199,10 @@ def keeping_ticket(ticket: str, output: Path | None, *, resumed: bool) -> Iterat
         write_ticket(ticket, output)
     try:
         yield
+    except (Refused, ConfigError):
+        if output is not None and not resumed:
+            output.unlink(missing_ok=True)  # a ticket for nothing
+        raise
     except (KeyboardInterrupt, BentoError):
         goes_on = f"@{output} goes on" if output else "@TICKET goes on" if resumed else f"- goes on, with\n  {ticket}"
         ui.say(f"what is there stays until its time is over; --resume {goes_on}")

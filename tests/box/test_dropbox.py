@@ -422,3 +422,13 @@ def test_a_ticket_is_not_taken_for_another(there, tmp_path: Path) -> None:
     for text in ("", "bento1:unix:x:dropbox:AAAA", str(tickets.Ticket("unix:x", "session", b"t" * 32))):
         with pytest.raises(ConfigError):
             tickets.parse_drop(text)
+
+
+def test_a_put_that_fails_leaves_a_ticket_only_where_it_is_good_for_something(box, bento, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    put = ("client", "dropbox", "put", "file", "-o", "ticket", "--box")
+    done = bento(*put, box.address)
+    assert done.returncode == 7 and "keeps no data" in done.stderr and not (tmp_path / "ticket").exists()
+    done = bento(*put, "unix:/nobody")
+    assert done.returncode == 6 and "--resume @ticket goes on" in done.stderr
+    tickets.parse_drop((tmp_path / "ticket").read_text())
