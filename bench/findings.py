@@ -25,12 +25,14 @@ Pair = tuple[Made, list[Cell]]
 
 @dataclass(frozen=True)
 class Finding:
-    """One condition. `bound`: no attacker can do better, where what can be seen comes in classes; else 1."""
+    """One condition. `bounded`: what can be seen comes in classes, and no attacker can do better than `bound`; else
+    that is 1."""
 
     name: str
     visits: int
     accuracies: dict[str, Accuracy]
     shuffled: Accuracy
+    bounded: bool
     bound: float
     classes: int
     maybe_told_from_direct: Accuracy | None
@@ -139,6 +141,7 @@ def _finding(
         visits=len(made),
         accuracies={attack.name: attacks.judge(attack, traces, labels, trees=trees) for attack in ATTACKS},
         shuffled=attacks.judge(attacks.BY_NAME[SHUFFLED], traces, attacks.shuffled(labels), trees=trees),
+        bounded=bounded,
         bound=min(1.0, classes / sites) if bounded else 1.0,
         classes=classes,
         maybe_told_from_direct=None if name == "direct" or not direct else told_apart(direct, traces, trees),
@@ -216,7 +219,7 @@ def as_text(found: Findings) -> str:
     ]
     for each in found.conditions:
         name, best = each.best
-        bound = f"bound {each.bound:.1%} ({each.classes} classes)" if each.bound < 1 else "no bound"
+        bound = f"bound {each.bound:.1%} ({each.classes} classes)" if each.bounded else "no bound"
         word = "contains chance" if best.contains(found.chance) else "does not contain chance"
         lines.append(f"{each.name}: best {_percent(best)} by {name}; {bound}; the interval {word}")
         for attack, accuracy in each.accuracies.items():
@@ -265,15 +268,16 @@ def draw(found: Findings, path: Path) -> None:
         ]
         above.bar(at, means, step * 0.9, yerr=reach, capsize=2, error_kw={"linewidth": 0.8}, label=attack.name)
     above.axhline(100 * found.chance, color="black", linestyle=":", linewidth=1, label=f"chance {found.chance:.1%}")
+    label = "bound B/N"
     for place, condition in zip(places, found.conditions, strict=True):
-        above.hlines(
-            100 * condition.bound, place - 0.45, place + 0.45, color="red", label=None if place else "bound B/N"
-        )
+        if condition.bounded:
+            above.hlines(100 * condition.bound, place - 0.45, place + 0.45, color="red", label=label)
+            label = None
     above.set_ylabel("pages told right, %")
     above.set_ylim(0, 105)
-    above.legend(fontsize=8, ncols=4)
+    figure.legend(*above.get_legend_handles_labels(), loc="outside upper center", fontsize=8, ncols=4)
     above.set_title(
-        f"{found.sites} synthetic pages, {found.visits} visits each, closed world, 95 % intervals over folds"
+        f"{found.sites} synthetic pages, {found.visits} visits each, closed world; 95 % intervals over folds"
     )
     for offset, key, label in ((-0.2, "in_per_page_byte", "in"), (0.2, "out_per_page_byte", "out")):
         heights = [getattr(condition, key) for condition in found.conditions]
@@ -281,12 +285,14 @@ def draw(found: Findings, path: Path) -> None:
         middle.bar_label(bars, fmt="%.2f", fontsize=8)
     middle.set_ylabel("bytes on the link\nper byte of page")
     middle.legend(fontsize=8)
+    middle.margins(y=0.15)
     for offset, key, label in ((-0.2, "p50_s", "median"), (0.2, "p95_s", "95 of 100")):
         heights = [getattr(condition, key) for condition in found.conditions]
         bars = below.bar([place + offset for place in places], heights, 0.4, label=label)
         below.bar_label(bars, fmt="%.1f", fontsize=8)
     below.set_ylabel("seconds to the\nlast byte of the page")
     below.legend(fontsize=8)
+    below.margins(y=0.15)
     below.set_xticks(list(places), [condition.name for condition in found.conditions])
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -44,6 +44,7 @@ _TOLD_EVERY_S = 1.25
 _RELAY_BYTES = 509
 _MOST_TRIES = 4
 _MOST_IN_A_ROW = 6
+_MOST_LABS = 5
 _SAY_EVERY = 20
 
 
@@ -134,7 +135,19 @@ def _told_cells(events: Events) -> int:
 
 
 def capture(options: argparse.Namespace, journal: Journal, conditions: dict[str, Condition]) -> None:
-    """All visits that are still to be made. Raises BentoError where too many go wrong; what was made stays."""
+    """All visits that are still to be made, in a new laboratory where one breaks. Raises BentoError where too much goes
+    wrong; what was made stays."""
+    for number in range(1, _MOST_LABS + 1):
+        try:
+            _capture_in_a_lab(options, journal, conditions)
+            return
+        except BentoError as why:
+            if number == _MOST_LABS:
+                raise
+            print(f"once more from the network on: {why.message}", file=sys.stderr, flush=True)
+
+
+def _capture_in_a_lab(options: argparse.Namespace, journal: Journal, conditions: dict[str, Condition]) -> None:
     wanted = plan(options.conditions, options.sites, options.visits, SEED)
     left = journal.left(wanted)
     if not left:
