@@ -34,13 +34,23 @@ class Tapped:
         return sum(size for _, size in self.up)
 
     @property
+    def answered_at_s(self) -> float:
+        """When the first byte came from the box: its Welcome, or as much as came with it."""
+        total = 0
+        for at, size in self.down:
+            total += size
+            if total > self.before:
+                return at
+        raise AssertionError("the box said nothing")
+
+    @property
     def bulk_at_s(self) -> float:
-        """When the first large piece came, since the first byte that went to the box."""
-        return next(at for at, size in self.down if size > 4096) - self.up[0][0]
+        """When the first large piece came, since the box's first answer."""
+        return next(at for at, size in self.down if size > 4000) - self.answered_at_s
 
     @property
     def last_at_s(self) -> float:
-        return self.down[-1][0] - self.up[0][0]
+        return self.down[-1][0] - self.answered_at_s
 
 
 class Tap:

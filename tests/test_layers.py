@@ -44,7 +44,7 @@ ONLY_IN = {
     "prompt_toolkit": {"cli"},
     "socket": {"client", "server", "gate", "egress", "sandbox", "network", "controller"},
     "socks": {"client", "server", "egress", "sandbox", "network", "controller"},
-    "subprocess": {"sandbox", "controller", "network", "egress", "cli.demo"},
+    "subprocess": {"sandbox", "controller", "network", "egress", "cli.demo", "client.apart"},
 }
 # What a pure core never needs: I/O, time, chance, threads.
 IMPURE = {"asyncio", "io", "os", "pathlib", "random", "secrets", "select", "shutil", "socket", "ssl"} | {

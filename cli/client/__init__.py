@@ -9,6 +9,7 @@ from bento_tor.cli.main import LazyGroup
 COMMANDS = {
     "auth": "keys for boxes that let in only whom they know",
     "attach": "come back to a session: its output, and your input",
+    "browse": "a web page by way of a box, made harmless before it is seen",
     "close": "end a session",
     "detach": "let go of a session, wherever it is attached",
     "exec": "start a stored function, and leave it running",

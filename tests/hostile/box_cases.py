@@ -304,6 +304,13 @@ def flood(stage: Stage) -> str:
         return session.wait().word
 
 
+def vast_padding(stage: Stage) -> str:
+    return stage.word(
+        "def f():\n    import time\n    for n in range(50_000): api.pad_to(n % 1000, 0)\n"
+        "    api.pad_to(1 << 32); time.sleep(20)"
+    )
+
+
 def flood_unread(stage: Stage) -> str:
     with stage.running(parse("f", FLOOD)) as (_, session):
         session.wait_attached()
@@ -444,6 +451,7 @@ CASES = [
          {"end killed:user": 1, "refusal displaced": 2}),
     Case(58, "noise on every stream, terminal's orders", noise, "raised; not in the box's log", {"end raised": 1}),
     Case(58, "output without end", flood, "killed:output", {"end killed:output": 1, "limit output": 1}),
+    Case(58, "padding that nobody could tell from a flood", vast_padding, "killed:policy", {"end killed:policy": 1}),
     Case(58, "output that nobody reads", flood_unread, "it waited", {"end killed:user": 1, "refusal displaced": 1}),
     Case(60, "200 clients who start and go", abandon, "a place is free"),
     Case(60, "bubblewrap killed under a function", launcher_killed, "crashed:SIGKILL; then still here"),
