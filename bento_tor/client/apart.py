@@ -100,8 +100,8 @@ def _preload() -> None:
     import webencodings
     from PIL import Image
 
-    for name in ("Png", "Jpeg", "Gif", "WebP"):
-        import_module(f"PIL.{name}ImagePlugin")
+    for name in ("PngImage", "JpegImage", "GifImage", "WebPImage", "PdfImage"):
+        import_module(f"PIL.{name}Plugin")
     Image.preinit()
     for label in webencodings.LABELS:
         with suppress(LookupError):

@@ -17,6 +17,7 @@ from urllib.parse import urldefrag, urljoin
 import nh3
 import webencodings
 
+from bento_tor.client.documents import redraw
 from bento_tor.client.page import Page, Part
 from bento_tor.client.pictures import Picture, Pictures
 from bento_tor.client.styles import clean_declarations, clean_sheet
@@ -73,9 +74,11 @@ def wrap(page: Page) -> tuple[str, bytes]:
         if picture is None:
             raise BentoError("what came is no picture that can be shown (PNG, JPEG, GIF or WEBP, and not too large)")
         return picture.kind.removeprefix("image/").replace("jpeg", "jpg"), picture.data
+    if kind == "application/pdf":
+        return "pdf", redraw(document.data)
     if kind.startswith("text/") or kind.endswith(("/json", "+json", "/xml", "+xml")):
         return "html", _frame(page.url, "", f"<pre>{html.escape(_decode(document))}</pre>")
-    raise BentoError(f"what came is {kind[:60]}, and only pages, text and pictures are made harmless and shown")
+    raise BentoError(f"what came is {kind[:60]}, and only pages, text, pictures and PDF are made harmless and shown")
 
 
 class _Wrapping:
