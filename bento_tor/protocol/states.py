@@ -40,10 +40,10 @@ The rules:
     unit finishes the channel: now the box knows that the client has everything.
 13. A padded session (its function has asked for it) ends so that all bytes which the box has sent on the
     connection, from its first to the last of Ended, are a multiple of what was asked for. Padding makes up
-    what is missing, just before Ended. Such a session's frames end where the stream's offset is a multiple
-    of INITIAL_WINDOW / 4, so that a client that acknowledges there tells nothing by it. When that Ended is
-    the last thing on its connection, the box answers a Shutdown by closing, without Gone: a client takes
-    the end of the stream for its answer.
+    what is missing, just before Ended. No frame of such a session but the last one crosses an offset that is
+    a multiple of INITIAL_WINDOW / 4, so that a client that acknowledges there tells nothing by it. When that
+    Ended is the last thing on its connection, the box answers a Shutdown by closing, without Gone: a client
+    takes the end of the stream for its answer.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,21 @@ def test_a_million_is_a_million(web_box: Any, tor_network: Any, tap: Any, bento:
     )
     assert done.returncode == 0 and "there is no such page" in done.stdout and "404" in done.stderr, done
     assert wire.tapped[0].received == 1_000_000
+
+
+def test_what_is_opened_is_a_file_of_ours(web_box: Any, tor_network: Any, bento: Any, tmp_path: Path) -> None:
+    shown = tmp_path / "browser"
+    shown.write_text(f'#!/bin/sh\nprintf %s "$1" > {tmp_path}/shown\n')
+    shown.chmod(0o755)
+    done = bento(
+        *("client", "browse", f"{SITE}/", "--padding", "0", "--release", "0", "--open"),
+        *("--box", web_box.told["address"], "--socks", str(tor_network.client.socks)),
+        BROWSER=f"{shown} %s",
+    )
+    assert done.returncode == 0, done.stderr
+    place = Path((tmp_path / "shown").read_text().removeprefix("file://"))
+    assert "Content-Security-Policy" in place.read_text() and place.parent.stat().st_mode & 0o77 == 0
+    shutil.rmtree(place.parent)
 
 
 def test_ctrl_c_is_not_seen_from_outside(web_box: Any, tor_network: Any, tap: Any, tmp_path: Path) -> None:
