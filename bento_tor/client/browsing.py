@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from msgspec import structs
 
+from bento_tor import resources
 from bento_tor.client import source
 from bento_tor.client.apart import MOST_BYTES
 from bento_tor.client.session import Session
@@ -51,7 +52,8 @@ def address(text: str) -> str:
 
 def function(wish: Wish) -> Source:
     """The function as it ships; what renders needs another image."""
-    shipped = source.load("browser")
+    # Not by its name: a file of that name in the user's folder would be taken instead.
+    shipped = source.parse("browser", resources.read_text("functions", "browser.py"))
     if not wish.render:
         return shipped
     return structs.replace(shipped, manifest=structs.replace(shipped.manifest, image="browser", packages=()))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bento_tor.client import browsing, parse
@@ -32,6 +32,7 @@ WISHES = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(WISHES)
 def test_every_call_is_as_long_and_says_what_is_wished(wish: Wish) -> None:
     call = browsing.call(wish)
@@ -75,7 +76,9 @@ def test_what_is_no_address_of_the_web_is_refused(text: str) -> None:
         browsing.address(text)
 
 
-def test_another_image_renders() -> None:
+def test_another_image_renders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "browser").write_text("what is in the user's folder is none of it")
+    monkeypatch.chdir(tmp_path)
     plain, rendered = browsing.function(Wish("http://x")), browsing.function(Wish("http://x", render="png"))
     assert (plain.manifest.image, plain.manifest.egress) == ("python", "exit")
     assert (rendered.manifest.image, rendered.manifest.egress) == ("browser", "exit")

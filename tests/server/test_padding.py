@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bento_tor.protocol import messages as m
@@ -21,6 +21,7 @@ def real_bytes(channel: int, offset: int, length: int) -> int:
     return len(encode(m.Padding(channel, offset, bytes(length)), Role.BOX))
 
 
+@settings(deadline=None)
 @given(CHANNELS, OFFSETS, st.integers(0, m.MAX_DATA_BYTES) | st.sampled_from([255, 256, 65_535, 65_536]))
 def test_a_frame_takes_what_it_is_said_to_take(channel: int, offset: int, length: int) -> None:
     assert padding.frame_bytes(channel, offset, length) == real_bytes(channel, offset, length)
@@ -40,6 +41,7 @@ def fill(sent: int, last: int, multiple: int, channel: int, offset: int, units: 
     return sent + last, frames
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 1 << 22),
     st.integers(20, 13_000),
@@ -56,8 +58,8 @@ def test_every_gap_is_filled_exactly(sent, last, multiple, channel, offset, unit
 
 
 def test_every_gap_of_one_multiple_is_filled_with_few_frames() -> None:
-    for multiple in (1, 2, 29, 30, 255, 256, 257, 300, 65_536, 66_000, 70_000):
-        for sent in range(0, multiple, 1 if multiple < 1000 else 7):
+    for multiple in (1, 2, 29, 30, 255, 256, 257, 300, 65_536, 66_000):
+        for sent in range(0, multiple, 1 if multiple < 1000 else 37):
             total, frames = fill(sent, 100, multiple, 1, 0, [1 << 20])
             assert total % multiple == 0 and frames <= 3, (multiple, sent)
 
