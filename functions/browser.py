@@ -19,6 +19,7 @@ file), or html (the document as it is then, and its assets).
 # ///
 
 import base64
+import contextlib
 import email
 import fcntl
 import functools
@@ -264,6 +265,8 @@ AGENT = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) 
 PICTURE = 0.25
 # When nothing has come for so long, a page has settled; streams, which never end, do not count.
 MOMENT_S, STREAMS = 0.5, ("EventSource", "WebSocket", "Media", "Ping")
+TWO_FRAMES = {"expression": "new Promise(f => requestAnimationFrame(() => requestAnimationFrame(f)))"}
+TWO_FRAMES["awaitPromise"] = True
 # Pages go out by the sandbox's forwarder. Chromium's own calls home have a port where nobody listens.
 WAY_OUT, NOWHERE = "socks5://127.0.0.1:1080", "socks5://127.0.0.1:9"
 ENVIRONMENT = {"HOME": "/data", "TMPDIR": "/data", "TZ": "UTC", "LANG": "C.UTF-8"}
@@ -407,7 +410,10 @@ class Page:
         agent = {"userAgent": AGENT.format(version), "acceptLanguage": "en-US,en", "platform": "Linux x86_64"}
         self._ask("Emulation.setUserAgentOverride", **agent, userAgentMetadata=hints | {"brands": brands})
         self._ask("Emulation.setTimezoneOverride", timezoneId="UTC")
-        size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+        self._resize(HEIGHT)
+
+    def _resize(self, height):
+        size = {"width": WIDTH, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._ask("Emulation.setDeviceMetricsOverride", **size)
 
     def load(self, deadline):
@@ -419,11 +425,18 @@ class Page:
             raise Failed("it does not answer")
         if reason := began.get("errorText"):
             raise Failed(failure(reason))
-        if not self._settle(deadline):
+        settled, drawn = self._settle(deadline), None
+        while settled and drawn is None and time.monotonic() < deadline:
+            # On a busy machine what has come may not be seen yet.
+            with contextlib.suppress(Failed):  # it has gone on to another page meanwhile
+                drawn = self._chromium.call("Runtime.evaluate", self._session, deadline, **TWO_FRAMES)
+            settled = self._settle(deadline)
+        if not settled:
             self._chromium.send("Page.stopLoading", self._session)
             self._lost |= self._coming or {""}
-        # A script that runs for ever must not keep us from the picture.
-        self._chromium.send("Runtime.terminateExecution", self._session)
+        if drawn is None:
+            # A script that runs for ever must not keep us from the picture.
+            self._chromium.send("Runtime.terminateExecution", self._session)
         self._visit.left_out = len(self._lost)
         if self._loader in self._failures:
             raise Failed(failure(self._failures[self._loader]))
@@ -442,8 +455,11 @@ class Page:
         if render == "pdf":
             return base64.b64decode(self._ask("Page.printToPDF", printBackground=True)["data"])
         height = int(self._ask("Page.getLayoutMetrics")["cssContentSize"]["height"])
-        clip = {"x": 0, "y": 0, "width": WIDTH, "height": min(max(height, HEIGHT), MAX_HEIGHT), "scale": 1}
-        taken = self._ask("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
+        if height > HEIGHT:
+            # A window as high as the page, and no picture beyond the window: frames there would not be drawn.
+            self._resize(min(height, MAX_HEIGHT))
+            self._settle(self._visit.deadline - self._visit.left_s() / 2)
+        taken = self._ask("Page.captureScreenshot", format="png")
         return base64.b64decode(taken["data"])
 
     def _ask(self, method, **parameters):
@@ -460,8 +476,9 @@ class Page:
         elif name == "Network.loadingFinished":
             self._coming.discard(told["requestId"])
         elif name == "Network.loadingFailed":
-            self._coming.discard(told["requestId"])
-            self._lost.add(told["requestId"])
+            if told["requestId"] in self._coming:
+                self._coming.remove(told["requestId"])
+                self._lost.add(told["requestId"])
             if told["type"] == "Document":
                 self._failures.setdefault(told["requestId"], told["errorText"])
         elif name == "Page.frameNavigated" and told["frame"]["id"] == self._frame:
@@ -474,6 +491,9 @@ class Page:
     def _shows(self, frame):
         """Another document has come: by a redirect, or because a script led there."""
         self._loader, self._loaded = frame["loaderId"], False
+        # What the one before waited for is of no interest; a document's own request has its loader's number.
+        self._coming &= {self._loader}
+        self._lost.clear()
         if "unreachableUrl" in frame:
             self._failures.setdefault(self._loader, "ERR_FAILED")
         answer = self._answers.get(self._loader, {})
