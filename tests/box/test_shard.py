@@ -96,7 +96,8 @@ def test_two_boxes_killed_and_each_lying_in_turn(
     done = bento(*put, "-o", "ticket", timeout_s=TIMEOUT_S)
     assert (done.returncode, done.stdout) == (0, "the ticket is in ticket\n"), done.stderr
     ticket = shards.parse((tmp_path / "ticket").read_text())
-    assert get("all")["failed"] == {}
+    told = get("all")
+    assert told["failed"] == {}, [told, *(box.words() for box in boxes)]
     # Of two that are down, one that lies is one too many, whichever it is; with one of them back it is not.
     for liar, _ in rounds(1, 5):
         down = [(liar + 1) % 5, (liar + 3) % 5]
