@@ -16,6 +16,7 @@ from typing import Annotated, Protocol
 
 import msgspec
 
+from bento_tor import resources
 from bento_tor.client.box import Box
 from bento_tor.client.sealing import (
     SALT_BYTES,
@@ -29,7 +30,7 @@ from bento_tor.client.sealing import (
     unwrap,
 )
 from bento_tor.client.session import Piece, Session
-from bento_tor.client.source import Call, load, make_call
+from bento_tor.client.source import Call, Source, make_call, parse
 from bento_tor.client.tickets import DropTicket
 from bento_tor.errors import BentoError, FunctionFailed, Refused, RemoteProtocolError
 from bento_tor.policy.document import Policy
@@ -96,6 +97,11 @@ class Reply(msgspec.Struct, frozen=True):
     left: int | None = None
 
 
+def _function() -> Source:
+    """As it ships. Not by its name: a file of that name in the user's folder would be taken instead."""
+    return parse("dropbox", resources.read_text("functions", "dropbox.py"))
+
+
 def shutdown_token(ticket: DropTicket) -> bytes:
     """What erases it. Of the secret, so that a put can go on with the ticket alone: who has the ticket could use up its
     gets too."""
@@ -109,7 +115,7 @@ def put(box: Box, ticket: DropTicket, sealed: Sealed, limits: Limits, *, moved: 
     _check_room(policy, sealed.size, limits)
     part = part_bytes(policy, sealed.size)
     with _telling(ticket.box):
-        box.upload(load("dropbox"), invocation=ticket.token, shutdown=shutdown_token(ticket))
+        box.upload(_function(), invocation=ticket.token, shutdown=shutdown_token(ticket))
         call = make_call("put", sealed.size, sealed.header, limits.expires_s, limits.max_gets, part)
         done, tries = 0, 0
         while True:
@@ -127,7 +133,7 @@ def prepare(box: Box, ticket: DropTicket, limits: Limits, *, max_bytes: int) -> 
     policy = box.policy()
     _check_room(policy, max_bytes, limits)
     with _telling(ticket.box):
-        box.upload(load("dropbox"), invocation=ticket.token, shutdown=shutdown_token(ticket))
+        box.upload(_function(), invocation=ticket.token, shutdown=shutdown_token(ticket))
         call = make_call("limit", limits.expires_s, limits.max_gets, max_bytes)
         with _session(box.start(ticket.token, call)) as session:
             if _maybe_reply(session) is None:

@@ -10,6 +10,7 @@ from typing import Literal
 import click
 from msgspec import structs
 
+from bento_tor import resources
 from bento_tor.cli import ui
 from bento_tor.cli.client.dropbox import limit_options, tell_ticket, write_ticket
 from bento_tor.cli.client.reach import Reach, box_option, no_keyring_option, pass_reach
@@ -21,7 +22,7 @@ from bento_tor.client.dropbox import Limits
 from bento_tor.client.route import parse_address
 from bento_tor.client.sealing import public_key, sealed_bytes
 from bento_tor.client.session import Session
-from bento_tor.client.source import Source, load, make_call
+from bento_tor.client.source import Source, make_call, parse
 from bento_tor.client.tickets import DropTicket
 from bento_tor.errors import BentoError, ConfigError, FunctionFailed
 
@@ -133,5 +134,6 @@ def _wait(session: Session) -> None:
 
 def _function(egress: Literal["exit", "tor"]) -> Source:
     """The function as it ships, with that way out."""
-    shipped = load(_FUNCTION)
+    # Not by its name: a file of that name in the user's folder would be taken instead.
+    shipped = parse(_FUNCTION, resources.read_text("functions", f"{_FUNCTION}.py"))
     return structs.replace(shipped, manifest=structs.replace(shipped.manifest, egress=egress))
