@@ -105,12 +105,12 @@ def main(socks: str, address: str) -> None:
         keeper = KeeperLine(started.keeper)
         keeper.offer(1, door)
         started.box.send(grants.encode(Grant(1, "tor")))
+        ask(path, f"{address}:81").close()
+        until(lambda: workers(started.pid))
         with ask(path, f"{address}:80") as function:
             answer = b""
             while data := function.recv(4096):
                 answer += data
-        ask(path, f"{address}:81").close()
-        until(lambda: workers(started.pid))
         keeper.end(1)
         until(lambda: not workers(started.pid))
         print(answer[5:].decode())
