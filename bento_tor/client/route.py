@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import socket
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -23,6 +24,8 @@ from bento_tor.errors import ConfigError, ConnectError, TorError
 
 DEFAULT_SOCKS = "127.0.0.1:9050"
 DEFAULT_PORT = 80
+# How many tries to come back fit into the time for it.
+_TRIES = 3
 _FINGERPRINT = re.compile(r"\$?([0-9A-Fa-f]{40})")
 _PORT = re.compile(r"[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]")
 
@@ -102,11 +105,15 @@ class TorTransport:
         self._address = address
         self._proxy = proxy
         # Of the isolation word tor learns a hash only.
-        self._user = hashlib.sha256(isolation.encode(errors="surrogateescape")).hexdigest()[:32]
+        self._user = _hashed(isolation)
         self._timeout_s = timeout_s
+        self._patience_s = timeout_s
 
     def open(self) -> TorStream:
-        """A stream on which the first `send` asks for the box. Raises TorError where no tor is there."""
+        """A stream on which the first `send` asks for the box. Raises TorError where no tor is there.
+
+        The first one has all of the timeout, those that come back a third of it: tor can leave a stream without a
+        circuit until it gives up after two minutes (0.4.9.11; SocksTimeout), while a fresh circuit takes a second."""
         sock = SocksStream(self._proxy, user=self._user, password="bento")  # noqa: S106 - any; the pair isolates
         sock.settimeout(self._timeout_s)
         try:
@@ -114,18 +121,37 @@ class TorTransport:
         except (socks.ProxyError, OSError) as why:
             sock.close()
             raise _no_tor(self._proxy, why) from why
-        return TorStream(sock, self._address, self._proxy, timeout_s=self._timeout_s)
+        patience_s, self._patience_s = self._patience_s, self._timeout_s / _TRIES
+        times = {"timeout_s": self._timeout_s, "patience_s": patience_s}
+        return TorStream(sock, self._address, self._proxy, on_silence=self._leave_circuit, **times)
+
+    def _leave_circuit(self) -> None:
+        """Whatever tor waits for, the next stream shall not wait for it too: it gets a circuit of its own."""
+        self._user = _hashed(self._user)
 
 
 class TorStream(SocketStream):
-    """A stream through tor. What is sent first travels with the request for it (optimistic data)."""
+    """A stream through tor. What is sent first travels with the request for it (optimistic data).
 
-    def __init__(self, sock: SocksStream, address: BoxAddress, proxy: Endpoint, *, timeout_s: float) -> None:
+    `patience_s`: how long tor may take until there is a way to the box; then `on_silence` is told."""
+
+    def __init__(
+        self,
+        sock: SocksStream,
+        address: BoxAddress,
+        proxy: Endpoint,
+        *,
+        timeout_s: float,
+        patience_s: float | None = None,
+        on_silence: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(sock, timeout_s=timeout_s)
         self._socks = sock
         self._address = address
         self._proxy = proxy
         self._timeout_s = timeout_s
+        self._patience_s = timeout_s if patience_s is None else patience_s
+        self._on_silence = on_silence
         self._asked = False
         self._heard = False
 
@@ -151,19 +177,24 @@ class TorStream(SocketStream):
         """What tor answers. Raises ConnectError where it has no way to the box, TorError where it is no tor, or has
         gone."""
         try:
-            # Building a circuit takes its time: all of the timeout, where `recv` has half of it.
-            self._socks.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(self._timeout_s))
+            # Building a circuit takes its time: where `recv` has half of the timeout, this may have all of it.
+            self._socks.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(self._patience_s))
             self._socks.hear()
             self._socks.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(self._timeout_s / 2))
         except BlockingIOError as why:
+            self._on_silence()
             raise ConnectError(
-                f"{self._address} did not answer in {self._timeout_s:g} seconds",
+                f"{self._address} did not answer in {self._patience_s:g} seconds",
                 hint="try again, or give it longer with --timeout",
             ) from why
         except socks.SOCKS5Error as why:
             raise _explain(self._address, why) from why
         except (socks.ProxyError, OSError) as why:
             raise _no_tor(self._proxy, why) from why
+
+
+def _hashed(isolation: str) -> str:
+    return hashlib.sha256(isolation.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def _no_tor(proxy: Endpoint, why: Exception) -> TorError:

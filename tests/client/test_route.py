@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -117,3 +117,27 @@ def test_the_first_words_ride_with_the_request_and_none_of_the_boxs_are_taken_fo
 def test_what_is_no_answer_of_a_tor_is_said(tmp_path: Path, reply: bytes) -> None:
     error, *_ = ask_fake_socks(tmp_path, reply)
     assert isinstance(error, TorError) and "no tor answers" in error.message
+
+
+def test_what_tor_leaves_waiting_is_tried_again_sooner_and_by_another_circuit(serve_on_socket) -> None:
+    users: list[bytes] = []
+
+    def never(peer: socket.socket) -> None:
+        """Greet, take the credentials and the request, and say no more."""
+        for answer in (b"\x05\x02", b"\x01\x00"):
+            users.append(peer.recv(4096))
+            peer.sendall(answer)
+        while peer.recv(4096):
+            pass
+
+    proxy = Endpoint.parse(f"unix:{serve_on_socket(never)}")
+    transport = TorTransport(parse_address(ONION), proxy, isolation="word", timeout_s=1.5)
+    waited = []
+    for _ in range(3):
+        with closing(transport.open()) as stream:
+            stream.send(FIRST)
+            with pytest.raises(ConnectError) as caught:
+                stream.recv(1)
+        waited.append(caught.value.message.split(" in ")[1])
+    assert waited == ["1.5 seconds", "0.5 seconds", "0.5 seconds"]
+    assert len(set(users[1::2])) == 3, "every one by a circuit of its own"
