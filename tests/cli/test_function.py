@@ -109,7 +109,9 @@ def test_what_ships_passes_the_check(image, entry) -> None:
     if entry.manifest.image == image.name:
         held = ImageFacts(images.package_names(image), partial(images.can_import, image))
         text = resources.read_text("functions", f"{entry.name}.py")
-        assert checking.check(entry.name, text, Surroundings(lambda name: held)).findings == ()
+        found = checking.check(entry.name, text, Surroundings(lambda name: held)).findings
+        # A note is no fault: `browser` starts a program in the image that it renders with.
+        assert [finding for finding in found if finding.grade != "note"] == []
 
 
 # --- check ----------------------------------------------------------------------------------------------------------
