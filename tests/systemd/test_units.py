@@ -74,7 +74,12 @@ def test_the_users_are_those_that_the_box_takes(system: Path) -> None:
     lines = [line.split(":") for line in (system / "etc/passwd").read_text().splitlines()]
     users = {line[0]: int(line[2]) for line in lines}
     first = DEFAULT_FIRST_UID
-    assert users == {"bento-box": first, "bento-broker": first - 1, "bento-gate": first - 2}
+    assert users == {
+        "bento-box": first,
+        "bento-broker": first - 1,
+        "bento-gate": first - 2,
+        "bento-courier": first - 3,
+    }
     assert {line[-1] for line in lines} == {"/usr/sbin/nologin"}
 
 
