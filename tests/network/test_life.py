@@ -228,7 +228,11 @@ def test_a_full_disk(short_path: Path) -> None:
         assert [path.name for path in disk.iterdir()] == ["rest"]
         assert not tors_in(disk / "network")
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        # The kernel may still be closing the files of who was killed just now.
+        deadline = time.monotonic() + 20
+        while (done := subprocess.run(["umount", str(disk)], capture_output=True, text=True)).returncode:
+            assert time.monotonic() < deadline, done.stderr
+            time.sleep(0.1)
 
 
 def fill(path: Path) -> None:
