@@ -15,10 +15,11 @@ HEAD = "# /// script\n# [tool.bento]\n# box = true\n{}# ///\n"
 
 
 def settings(socks: object, policy: str = "boxes = 2", *, wall_s: int = 120, number: int = 0) -> str:
-    """Of a box, with these lines in its policy. `number`: two boxes of one machine have user ids of their own."""
+    """Of a box, with these lines in its policy. `number`: two boxes of one machine have user ids of their own; and
+    no other test has these, for the boxes live as long as the run."""
     return f"""
 socks = "{socks}"
-first_uid = {1_880_000_000 + 1_000_000 * number}
+first_uid = {1_860_000_000 + 1_000_000 * number}
 ready = 1
 [policy]
 egress = ["tor"]
