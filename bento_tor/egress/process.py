@@ -16,6 +16,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 from bento_tor.egress import grants
 from bento_tor.egress.broker import Broker, Settings
@@ -34,15 +35,31 @@ _RESOLVER_OPTIONS = "timeout:2 attempts:2"
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A broker that runs. `keeper` and `box`: our ends of its lines (link.py). It ends when either is closed."""
+    """A process beside the box that runs. `keeper` and `box`: our ends of its lines (link.py). It ends when either is
+    closed."""
 
     pid: int
     keeper: socket.socket
     box: socket.socket
 
 
+class Serving(Protocol):
+    """What serves sessions behind doors, which the keeper shows."""
+
+    def listen(self, number: int, door: socket.socket) -> None:
+        """Session `number` runs behind this door."""
+
+    def end(self, number: int) -> None:
+        """That session is over."""
+
+
 def start(settings: Settings, *, uid: int | None) -> Started:
-    """Fork the broker: by the keeper, before it has threads or secrets. `uid`: the user that the broker becomes.
+    """Fork the broker. `uid`: the user that the broker becomes. See `start_apart`."""
+    return start_apart("egress broker", lambda keeper, box: run(keeper, box, settings, uid=uid))
+
+
+def start_apart(name: str, work: Callable[[socket.socket, socket.socket], None]) -> Started:
+    """Fork a process for `work`, which gets its ends of the lines: by the keeper, before it has threads or secrets.
 
     `box` is for the box's process: the keeper closes its copy once that has been forked, and the box that of `keeper`,
     else neither line would ever end. The caller waits for `pid`."""
@@ -53,10 +70,10 @@ def start(settings: Settings, *, uid: int | None) -> Started:
         status = 1
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the keeper, whose end we see
-            run(theirs_keeper, theirs_box, settings, uid=uid)
+            work(theirs_keeper, theirs_box)
             status = 0
         except Exception:
-            log.exception("the egress broker broke")
+            log.exception("the %s broke", name)
         finally:
             os._exit(status)
     theirs_keeper.close()
@@ -143,6 +160,18 @@ def _hear_keeper(broker: Broker, keeper: socket.socket, packet: bytes, fds: list
         with suppress(OSError):  # a keeper that waits no more needs no answer
             keeper.send(grants.encode(Ruled()))
     return message is not None
+
+
+def hear_keeper(serving: Serving, packet: bytes, fds: list[int]) -> bool:
+    """A packet of the keeper's to who serves sessions and has no rules. False: it is none."""
+    message = grants.maybe_from_keeper(packet)
+    if isinstance(message, Listener) and len(fds) == 1:
+        serving.listen(message.number, socket.socket(fileno=fds.pop()))
+        return True
+    if isinstance(message, Ended):
+        serving.end(message.number)
+        return True
+    return False
 
 
 def _hear_box(broker: Broker, packet: bytes) -> bool:

@@ -7,66 +7,35 @@ again when tor has been away; the box's own process is in no group of tor's.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import select
 import signal
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
 
 from bento_tor.controller.endpoints import Endpoint
-from bento_tor.egress import grants
-from bento_tor.egress.grants import Ended, Listener
-from bento_tor.egress.process import become, hear_packets, keep_only
+from bento_tor.egress.process import Started, become, hear_keeper, hear_packets, keep_only, start_apart
 from bento_tor.errors import BentoError, TorError
 from bento_tor.gate import words
 from bento_tor.gate.control import Control
 from bento_tor.gate.gate import Gate, Settings
 from bento_tor.gate.words import Allow, Declined, Told
 
-log = logging.getLogger(__name__)
-
 _START_S = 30.0
 _READY = b"\0"
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A gate that runs. `keeper` and `box`: our ends of its lines. It ends when either is closed."""
-
-    pid: int
-    keeper: socket.socket
-    box: socket.socket
-
-
 def start(settings: Settings, *, uid: int | None) -> Started:
-    """Fork the gate: by the keeper, before it has threads or secrets. `uid`: the user that the gate becomes.
+    """Fork the gate. `uid`: the user that the gate becomes. See egress/process.py's `start_apart`.
 
-    Returns when it has reached its tor. As for egress/process.py's: each process closes the line that is not its own,
-    and the caller waits for `pid`. Raises TorError where that tor cannot be used."""
-    keeper, theirs_keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    box, theirs_box = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the keeper, whose end we see
-            run(theirs_keeper, theirs_box, settings, uid=uid)
-            status = 0
-        except Exception:
-            log.exception("the gate broke")
-        finally:
-            os._exit(status)
-    theirs_keeper.close()
-    theirs_box.close()
-    started = Started(pid, keeper, box)
+    Returns when it has reached its tor. Raises TorError where that tor cannot be used."""
+    started = start_apart("gate", lambda keeper, box: run(keeper, box, settings, uid=uid))
     try:
-        _await_ready(keeper)
+        _await_ready(started.keeper)
     except BaseException:
-        keeper.close()
-        box.close()
-        os.waitpid(pid, 0)
+        started.keeper.close()
+        started.box.close()
+        os.waitpid(started.pid, 0)
         raise
     return started
 
@@ -99,12 +68,12 @@ async def _serve(keeper: socket.socket, box: socket.socket, settings: Settings, 
     control.start()
     await gate.open()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
-    hear_keeper = hear_packets(keeper, ended, lambda packet, fds: _hear_keeper(gate, packet, fds))
+    hear_now = hear_packets(keeper, ended, lambda packet, fds: hear_keeper(gate, packet, fds))
 
     def hear_box(packet: bytes, fds: list[int]) -> bool:
         # What the keeper said before the box could know of it is read before the box.
         while not ended.is_set() and select.select([keeper], [], [], 0)[0]:
-            hear_keeper()
+            hear_now()
         return _hear_box(gate, packet)
 
     hear_packets(box, ended, hear_box)
@@ -127,17 +96,6 @@ def _await_ready(keeper: socket.socket) -> None:
             f"the gate to tor cannot be opened: {why}",
             hint="gate_control names the control port of the box's own tor; or offer no Tor routines",
         )
-
-
-def _hear_keeper(gate: Gate, packet: bytes, fds: list[int]) -> bool:
-    message = grants.maybe_from_keeper(packet)
-    if isinstance(message, Listener) and len(fds) == 1:
-        gate.listen(message.number, socket.socket(fileno=fds.pop()))
-        return True
-    if isinstance(message, Ended):
-        gate.end(message.number)
-        return True
-    return False
 
 
 def _hear_box(gate: Gate, packet: bytes) -> bool:

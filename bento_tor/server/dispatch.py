@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import socket
-
 from bento_tor.controller.endpoints import Endpoint
 from bento_tor.courier import process
 from bento_tor.courier.courier import Settings
 from bento_tor.courier.errand import Reach
-from bento_tor.egress.link import KeeperLine
 from bento_tor.errors import ConfigError
 from bento_tor.sandbox.seccomp import compile_parser
-from bento_tor.server.child import end_child
+from bento_tor.server.child import Neighbour
 from bento_tor.server.settings import BoxConfig
 
-_STOP_S = 10
 
-
-class Dispatch:
-    """The courier of one box. `line`: tells it which sessions there are. Call `stop` at the end."""
-
-    def __init__(self, started: process.Started) -> None:
-        self.line = KeeperLine(started.keeper)
-        self.box: socket.socket = started.box
-        self._pid = started.pid
-
-    def leave_to_box(self) -> socket.socket:
-        """In the box's process, after the fork: its line to the courier; the keeper's is none of its business."""
-        self.line.close()
-        return self.box
-
-    def stop(self) -> None:
-        """Nothing is carried any more."""
-        self.line.close()
-        end_child(self._pid, "courier", within_s=_STOP_S)
-
-
-def open_courier(config: BoxConfig, maybe_reach: Reach | None, *, uid: int | None) -> Dispatch | None:
+def open_courier(config: BoxConfig, maybe_reach: Reach | None, *, uid: int | None) -> Neighbour | None:
     """Start it where the policy lets functions use other boxes: before there are threads, and before the box is forked.
 
     Raises ConfigError where there is no tor for it, SandboxError where its workers cannot be confined."""
@@ -55,4 +31,4 @@ def open_courier(config: BoxConfig, maybe_reach: Reach | None, *, uid: int | Non
         visits=policy.box_visits,
         carried_bytes=max(policy.box_bytes, 1),
     )
-    return Dispatch(process.start(settings, maybe_reach, compile_parser(), uid=uid))
+    return Neighbour(process.start(settings, maybe_reach, compile_parser(), uid=uid), "courier")

@@ -5,22 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import socket
 from pathlib import Path
 
 from bento_tor.controller.endpoints import MAX_SOCKET_PATH_BYTES, Endpoint
 from bento_tor.controller.services import Place
 from bento_tor.egress.grants import Caps
-from bento_tor.egress.link import KeeperLine
 from bento_tor.errors import ConfigError
 from bento_tor.gate import process
 from bento_tor.gate.gate import Settings
 from bento_tor.gate.words import NAMES
-from bento_tor.server.child import end_child
+from bento_tor.server.child import Neighbour
 from bento_tor.server.settings import BoxConfig
 from bento_tor.server.state import maybe_relay
 
-_STOP_S = 10
 # Tor passes through to sockets that it may connect to, and lists nothing.
 _MODE = 0o711
 _FOLDER = "gate"
@@ -28,27 +25,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./+:@%~-]+")
 _NAME_BYTES = 20
 
 
-class Gateway:
-    """The gate of one box. `line`: tells it which sessions there are. Call `stop` at the end."""
-
-    def __init__(self, started: process.Started) -> None:
-        self.line = KeeperLine(started.keeper)
-        self.box: socket.socket = started.box
-        self._pid = started.pid
-
-    def leave_to_box(self) -> socket.socket:
-        """In the box's process, after the fork: its line to the gate; the keeper's is none of its business."""
-        self.line.close()
-        return self.box
-
-    def stop(self) -> None:
-        """The gate ends, and all that functions have made in tor."""
-        self.line.close()
-        # It is gone at any rate: what it has in tor goes with its control connection.
-        end_child(self._pid, "gate", within_s=_STOP_S)
-
-
-def open_gate(config: BoxConfig, *, state: Path, view: Path, uid: int | None) -> Gateway | None:
+def open_gate(config: BoxConfig, *, state: Path, view: Path, uid: int | None) -> Neighbour | None:
     """Start the gate where the policy offers Tor routines: before there are threads, and before the box is forked.
 
     `state`: the box's folder, where tor finds it; `view`: the same as this process sees it. Raises ConfigError for what
@@ -78,7 +55,7 @@ def open_gate(config: BoxConfig, *, state: Path, view: Path, uid: int | None) ->
         hides=_hides(config, view),
         ceiling=Caps(connections=config.policy.connections, bytes_out=max(config.policy.egress_bytes, 1)),
     )
-    return Gateway(process.start(settings, uid=uid))
+    return Neighbour(process.start(settings, uid=uid), "gate")
 
 
 def _hides(config: BoxConfig, view: Path) -> bool:

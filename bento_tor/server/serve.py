@@ -40,11 +40,11 @@ from bento_tor.sandbox.keeper import Keeper
 from bento_tor.sandbox.mounts import private_view
 from bento_tor.sandbox.trial import check
 from bento_tor.server.box import Box
-from bento_tor.server.child import end_child
-from bento_tor.server.dispatch import Dispatch, open_courier
+from bento_tor.server.child import Neighbour, end_child
+from bento_tor.server.dispatch import open_courier
 from bento_tor.server.doorway import Doorway
 from bento_tor.server.enforced import NEEDED, require_layers, require_limits
-from bento_tor.server.gateway import Gateway, open_gate
+from bento_tor.server.gateway import open_gate
 from bento_tor.server.lookout import Lookout, Seeing, open_seeing
 from bento_tor.server.notify import Watchdog, answers, notify, watchdog_s
 from bento_tor.server.offer import offer
@@ -161,9 +161,9 @@ class _Keeping:
         self._maybe_failure: BentoError | None = None
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._maybe_way_out: WayOut | None = None
-        self._maybe_gate: Gateway | None = None
+        self._maybe_gate: Neighbour | None = None
         self._maybe_reach = maybe_reach
-        self._maybe_courier: Dispatch | None = None
+        self._maybe_courier: Neighbour | None = None
 
     def run(self, *, root: bool, maybe_exit_policy: str | None) -> None:
         config = self._config
