@@ -31,9 +31,9 @@ def wait_listed(network: Network, fingerprint: str) -> str:
 
 
 def test_a_client_becomes_a_relay_with_a_box_and_goes_back(
-    tor_network: Network, new_tor: Callable[..., Any], setup_relay: Any, running_box: Callable[[Path], Any]
+    own_network: Network, new_tor: Callable[..., Any], setup_relay: Any, running_box: Callable[[Path], Any]
 ) -> None:
-    tor = new_tor(network=tor_network)
+    tor = new_tor(network=own_network)
     tor.start()
     state = tor.root / "state"
     before = tor.files()
@@ -48,13 +48,13 @@ def test_a_client_becomes_a_relay_with_a_box_and_goes_back(
     with tor.connect() as running:
         fingerprint = running.get_info("fingerprint")
         assert running.get_conf("Nickname") == ["x"] and running.get_conf("ExitRelay") == ["0"]
-    assert wait_listed(tor_network, fingerprint).splitlines()[1].startswith("r x ")
+    assert wait_listed(own_network, fingerprint).splitlines()[1].startswith("r x ")
 
     box = running_box(state)
     try:
         assert (box.told["owner"], box.told["address"]) == ("relay", done.told["address"])
-        check_reachable(tor_network.client.socks, done.told["address"], 80, timeout_s=60)
-        with connect(done.told["address"], socks=str(tor_network.client.socks), timeout_s=60) as visit:
+        check_reachable(own_network.client.socks, done.told["address"], 80, timeout_s=60)
+        with connect(done.told["address"], socks=str(own_network.client.socks), timeout_s=60) as visit:
             assert list(visit.run(load("hello"))) == [b"hello world"]
             assert visit.policy_signed is True, "the relay's tor has a key that the box knows"
     finally:
