@@ -14,14 +14,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bar
-from rich.status import Status
+from typing import TYPE_CHECKING, Any
 
 from bento_tor.errors import BentoError
+
+# rich takes as long to load as all the rest: only where something moves on a terminal.
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.status import Status
 
 # Less than that is gone at once.
 _BAR_BYTES = 128 * 1024
@@ -133,6 +133,8 @@ def progress(text: str) -> Iterator[Progress]:
     if _quiet:
         yield Progress(None)
     elif sys.stderr.isatty():
+        from rich.console import Console
+
         with Console(stderr=True).status(escape(text).replace("[", r"\[")) as status:
             yield Progress(status)
     else:
@@ -165,8 +167,11 @@ def meters(*, show: bool) -> Iterator[Callable[[str, int | None], Meter]]:
     if _quiet or not show or not sys.stderr.isatty():
         yield lambda text, total_bytes: Meter(None, text, total_bytes)
         return
-    columns = [BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
-    with Bar(TextColumn("{task.description}"), *columns, console=Console(stderr=True), transient=True) as bar:
+    from rich import console, progress
+
+    told = [progress.DownloadColumn(), progress.TransferSpeedColumn(), progress.TimeRemainingColumn()]
+    columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), *told]
+    with progress.Progress(*columns, console=console.Console(stderr=True), transient=True) as bar:
         yield partial(Meter, bar)
 
 
