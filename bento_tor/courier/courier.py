@@ -11,14 +11,13 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any
 
 import msgspec
 
 from bento_tor.courier import words, worker
 from bento_tor.courier.errand import Reach
+from bento_tor.egress.door import Door, exactly
 from bento_tor.egress.grants import Grant
 from bento_tor.egress.socks5 import Reply
 from bento_tor.egress.ways import Denied, TorWay
@@ -130,51 +129,21 @@ class Round:
     """One session's."""
 
     def __init__(self, door: socket.socket, hosts: tuple[str, ...], courier: Courier) -> None:
-        self._door = door
+        self._door = Door(door, AT_ONCE + _HEARD_BEYOND, self._serve)
         self._hosts = hosts
         self._courier = courier
         # Circuits that no other session's streams share, one for each box that it uses.
         self._way = TorWay(courier.settings.socks, Destinations, word=f"bento-courier-{secrets.token_hex(12)}")
         self._known: set[tuple[str, int]] = set()
         self._begun = self._visits = self._carried = self._errands = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._places = asyncio.Semaphore(AT_ONCE + _HEARD_BEYOND)
 
     def start(self) -> None:
         """Begin to accept, in the running event loop."""
-        self._door.setblocking(False)
-        self._accepting = asyncio.create_task(self._accept())
+        self._door.open()
 
     async def close(self) -> None:
         """Nothing of it is left: no worker, no stream."""
-        tasks = [self._accepting, *self._tasks]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._door.close()
-
-    async def _accept(self) -> None:
-        while True:
-            await self._places.acquire()
-            try:
-                conn, _ = await asyncio.get_running_loop().sock_accept(self._door)
-            except OSError:
-                self._places.release()
-                await asyncio.sleep(0.1)
-                continue
-            conn.setblocking(False)
-            self._begin(self._serve(conn)).add_done_callback(lambda task: self._places.release())
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._forget)
-        return task
-
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # looked at: a broken connection is no news
+        await self._door.close()
 
     async def _serve(self, conn: socket.socket) -> None:
         """One errand, from the place where it wants to go to the end of its worker."""
@@ -232,7 +201,7 @@ class Round:
                 continue
             near, theirs = socket.socketpair()
             near.setblocking(False)
-            streams.append(self._begin(self._carry(near, other)))
+            streams.append(self._door.begin(self._carry(near, other)))
             with theirs:
                 socket.send_fds(line, [bytes([Reply.OK])], [theirs.fileno()])
 
@@ -267,17 +236,7 @@ class Round:
 async def _place(conn: socket.socket) -> bytes:
     """The first bytes of a connection: a length, and so many letters."""
     async with asyncio.timeout(_PLACE_S):
-        length = (await _exactly(conn, 1))[0]
+        length = (await exactly(conn, 1))[0]
         if length > words.MAX_PLACE_BYTES:
             raise Declined("misused", "no address of a box is so long")
-        return await _exactly(conn, length)
-
-
-async def _exactly(conn: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        piece = await asyncio.get_running_loop().sock_recv(conn, count - len(data))
-        if not piece:
-            raise ConnectionAbortedError("hung up before it said where to")
-        data += piece
-    return data
+        return await exactly(conn, length)

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 
+from bento_tor.egress.door import Door
 from bento_tor.egress.grants import Carried, Event, Grant
 from bento_tor.egress.socks5 import Parser, Reply, Request, Unanswerable, reply
 from bento_tor.egress.ways import Denied, Opened, Way
@@ -31,27 +32,20 @@ class Session:
 
     def __init__(self, grant: Grant, listener: socket.socket, way: Way, note: Callable[[Event], None]) -> None:
         self._grant = grant
-        self._listener = listener
         self._way = way
         self._note = note
         self._bytes_out = self._bytes_in = 0
-        self._tasks: set[asyncio.Task[None]] = set()
         self._opened: dict[asyncio.Task[None], Opened] = {}
-        self._places = asyncio.Semaphore(grant.caps.connections + _HEARD_BEYOND)
+        self._door = Door(listener, grant.caps.connections + _HEARD_BEYOND, self._serve)
 
     def start(self) -> None:
         """Begin to accept, in the running event loop."""
-        self._listener.setblocking(False)
-        self._accepting = asyncio.create_task(self._accept())
+        self._door.open()
 
     async def close(self) -> None:
         """End every connection; nothing of the session is left."""
         self._way.close()
-        tasks = [self._accepting, *self._tasks]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._listener.close()
+        await self._door.close()
 
     @property
     def carried(self) -> Carried:
@@ -69,28 +63,6 @@ class Session:
     def _spent(self) -> bool:
         caps = self._grant.caps
         return self._bytes_out > caps.bytes_out or self._bytes_in > caps.bytes_in
-
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._places.acquire()
-            try:
-                conn, _ = await loop.sock_accept(self._listener)
-            except OSError:
-                # No descriptors left, or a connection that is gone again: neither is a reason to be deaf for ever.
-                self._places.release()
-                await asyncio.sleep(0.1)
-                continue
-            conn.setblocking(False)
-            task = asyncio.create_task(self._serve(conn))
-            self._tasks.add(task)
-            task.add_done_callback(self._forget)
-
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._places.release()
-        if not task.cancelled():
-            task.exception()  # looked at: a broken connection is no news
 
     async def _serve(self, conn: socket.socket) -> None:
         with conn, suppress(OSError, TimeoutError):
@@ -115,7 +87,7 @@ class Session:
             raise Denied(Reply.UNNAMED)
         if self._spent:
             raise Denied(Reply.BYTES)
-        if len(self._tasks) > self._grant.caps.connections:
+        if self._door.busy > self._grant.caps.connections:
             raise Denied(Reply.CONNECTIONS, event="connections")
         return await self._way.open(request.host, request.port)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bento_tor.egress import socks5
+from bento_tor.egress.door import exactly
 from bento_tor.egress.grants import Event
 from bento_tor.egress.names import Names
 from bento_tor.egress.socks5 import Reply
@@ -144,14 +145,14 @@ class TorWay:
     async def _ask(self, sock: socket.socket, host: str | IPAddress, port: int) -> None:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(sock, bytes([socks5.VERSION, 1, socks5.PASSWORD]))
-        if await _exactly(sock, 2) != bytes([socks5.VERSION, socks5.PASSWORD]):
+        if await exactly(sock, 2) != bytes([socks5.VERSION, socks5.PASSWORD]):
             raise RemoteProtocolError("tor's SOCKS port takes no isolation word")
         await loop.sock_sendall(sock, socks5.password(self._word))
-        if (await _exactly(sock, 2))[1] != 0:
+        if (await exactly(sock, 2))[1] != 0:
             raise RemoteProtocolError("tor's SOCKS port does not take our isolation word")
         await loop.sock_sendall(sock, socks5.connect(host, port))
-        head = await _exactly(sock, 5)
-        await _exactly(sock, socks5.bound_bytes(head))
+        head = await exactly(sock, 5)
+        await exactly(sock, socks5.bound_bytes(head))
         if head[1] != Reply.OK:
             raise Denied(head[1])
 
@@ -199,13 +200,3 @@ async def _connected(sock: socket.socket, where: str | tuple[str, int]) -> socke
         # A browser's small writes must not wait for acknowledgements (44 ms each).
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
-
-
-async def _exactly(sock: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        piece = await asyncio.get_running_loop().sock_recv(sock, count - len(data))
-        if not piece:
-            raise RemoteProtocolError("tor hangs up")
-        data += piece
-    return data

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from bento_tor.egress.door import Door, exactly
 from bento_tor.egress.grants import Caps
 from bento_tor.egress.session import Idle
 from bento_tor.egress.socks5 import Reply
@@ -29,56 +30,29 @@ class Carrier:
     """One session's door. `errand`: what a ticket stands for, if it stands for anything."""
 
     def __init__(self, door: socket.socket, caps: Caps, maybe_errand: Callable[[bytes], Errand | None]) -> None:
-        self._door = door
         self._caps = caps
         self._maybe_errand = maybe_errand
         self._bytes_out = self._bytes_in = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._places = asyncio.Semaphore(caps.connections + _HEARD_BEYOND)
+        self._door = Door(door, caps.connections + _HEARD_BEYOND, self._serve)
 
     def start(self) -> None:
         """Begin to accept, in the running event loop."""
-        self._door.setblocking(False)
-        self._accepting = asyncio.create_task(self._accept())
+        self._door.open()
 
     async def close(self) -> None:
         """Nothing of it is left."""
-        tasks = [self._accepting, *self._tasks]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._door.close()
-
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._places.acquire()
-            try:
-                conn, _ = await loop.sock_accept(self._door)
-            except OSError:
-                self._places.release()
-                await asyncio.sleep(0.1)
-                continue
-            conn.setblocking(False)
-            task = asyncio.create_task(self._serve(conn))
-            self._tasks.add(task)
-            task.add_done_callback(self._forget)
-
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._places.release()
-        if not task.cancelled():
-            task.exception()  # looked at: a broken connection is no news
+        await self._door.close()
 
     async def _serve(self, conn: socket.socket) -> None:
         with conn, suppress(OSError, TimeoutError):
-            ticket = await _ticket(conn)
+            async with asyncio.timeout(_TICKET_S):
+                ticket = await exactly(conn, TICKET_BYTES)
             errand = self._maybe_errand(ticket)
             if errand is None:
                 return
             if self._spent:
                 await say(conn, Reply.BYTES)
-            elif len(self._tasks) > self._caps.connections:
+            elif self._door.busy > self._caps.connections:
                 await say(conn, Reply.CONNECTIONS)
             elif (other := await errand(conn)) is not None:
                 with other:
@@ -119,14 +93,3 @@ async def say(conn: socket.socket, code: int) -> None:
     """One byte; who does not take even that is not waited for."""
     async with asyncio.timeout(_TICKET_S):
         await asyncio.get_running_loop().sock_sendall(conn, bytes([code]))
-
-
-async def _ticket(conn: socket.socket) -> bytes:
-    data = b""
-    async with asyncio.timeout(_TICKET_S):
-        while len(data) < TICKET_BYTES:
-            piece = await asyncio.get_running_loop().sock_recv(conn, TICKET_BYTES - len(data))
-            if not piece:
-                raise ConnectionAbortedError("hung up before the ticket")
-            data += piece
-    return data
