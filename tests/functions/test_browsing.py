@@ -78,7 +78,12 @@ PAGES = [f"{SITE}/bytes/{size}" for size in SIZES]
 PAGES += [SITE + path for path in ("/", "/cookie", "/cyrillic", "/error")]
 FAILURES = [SITE + path for path in ("/endless", "/silent", "/bomb")]
 FAILURES += ["http://nowhere.example.com/", "https://web.example.com/"]
+# In `make soak` at full size, one at a time, and every page must be there; here many at once, on a machine that others
+# load.
+SOAK = bool(os.environ.get("BENTO_TOR_SOAK"))
 RELEASE_S = 12.0
+PADDING_BYTES = 1_000_000 if SOAK else 150_000
+AT_ONCE, AT_LEAST = (1, len(PAGES)) if SOAK else (8, 5)
 
 
 def test_every_page_and_every_failure_has_one_size_one_time_and_one_request(
@@ -93,7 +98,7 @@ def test_every_page_and_every_failure_has_one_size_one_time_and_one_request(
 
     def visit(url: str) -> tuple[str, Any]:
         wire = tap((socks.host, socks.port))
-        wish = Wish(url, padding_bytes=150_000, release_s=RELEASE_S, timeout_s=9.0, limit_bytes=100_000)
+        wish = Wish(url, padding_bytes=PADDING_BYTES, release_s=RELEASE_S, timeout_s=9.0, limit_bytes=100_000)
         with connect(web_box.told["address"], socks=wire.address, timeout_s=60, policy_digest=known) as there:
             session = there.run(browsing.function(wish), browsing.call(wish))
             page = unpack(browsing.collect(session), 1 << 20)
@@ -102,11 +107,11 @@ def test_every_page_and_every_failure_has_one_size_one_time_and_one_request(
             arrived.add(url)
         return url, wire.tapped[0]
 
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         seen = dict(pool.map(visit, PAGES + FAILURES))
-    # On a busy machine some may be too late for --page-timeout, and must look like the others all the more.
-    assert arrived <= set(PAGES) and len(arrived) >= 5, arrived
-    assert {each.received for each in seen.values()} == {150_000}
+    # Some may be too late for --page-timeout, and must look like the others all the more.
+    assert arrived <= set(PAGES) and len(arrived) >= AT_LEAST, arrived
+    assert {each.received for each in seen.values()} == {PADDING_BYTES}
     # SOCKS' greeting and request, the flight, two Acks and the last one, the erasing: always as much.
     assert len({each.sent for each in seen.values()}) == 1, {url: each.sent for url, each in seen.items()}
     for url, each in seen.items():
