@@ -17,7 +17,9 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 #   ca-certificates what functions verify TLS with
 # And for the image that the tests need besides:
 #   chromium-headless-shell  Chromium without a desktop, for functions that render pages
-#   fonts-liberation         what it writes letters with
+#   fonts-liberation         what it writes letters with,
+#   fonts-wqy-microhei       Chinese, Japanese and Korean ones,
+#   fonts-freefont-ttf       and those of Arabic, Hebrew, Hindi, Thai and others
 packages="tor bubblewrap libseccomp2 nftables iproute2 python3-venv ca-certificates"
 images=python
 what=.
@@ -26,7 +28,7 @@ case "${1:-}" in
     dev) what='.[dev,bench]' ;;
     test)
         what='.[dev,bench]'
-        packages="$packages chromium-headless-shell fonts-liberation"
+        packages="$packages chromium-headless-shell fonts-liberation fonts-wqy-microhei fonts-freefont-ttf"
         images="$images browser"
         ;;
     *) fail "usage: ./setup.sh [dev|test]" ;;

@@ -21,7 +21,6 @@ import pytest
 
 from bento_tor.client import load
 from bento_tor.client.source import make_call
-from bento_tor.controller.streams import check_reachable
 from bento_tor.network import Network
 
 pytestmark = [pytest.mark.tor, pytest.mark.sandbox]
@@ -30,7 +29,6 @@ EGRESS = Path(__file__).parent.parent / "egress"
 # User ids that no other box of these tests has.
 CONFIG = """
 first_uid = 1880600000
-relay = "{relay}"
 ready = 2
 [policy]
 egress = ["exit"]
@@ -65,17 +63,12 @@ class Outside:
 @pytest.fixture(scope="module")
 def outside(tor_network: Network, running_box, tmp_path_factory) -> Iterator[Outside]:
     """Its clients come by an onion service; its functions leave by the world's cable."""
-    with fixtures().make_world() as world:
-        config = CONFIG.format(relay=tor_network.exits[0].control)
-        options = ["--publish", "--control", str(tor_network.client.control)]
-        box = running_box(tmp_path_factory.mktemp("proxy") / "s", *options, config=config, within=world.enter)
-        try:
-            check_reachable(tor_network.client.socks, box.told["address"], 80, timeout_s=60)
-            yield Outside(box, box.told["address"], tor_network)
-        finally:
-            words = box.words()
-            assert box.stop() == 0
-            assert "Traceback" not in words, words
+    world_fixtures, state = fixtures(), tmp_path_factory.mktemp("proxy") / "s"
+    with (
+        world_fixtures.make_world() as world,
+        world_fixtures.publish_box(world, tor_network, running_box, state, CONFIG) as box,
+    ):
+        yield Outside(box, box.told["address"], tor_network)
 
 
 @contextmanager

@@ -35,6 +35,20 @@ fetch('/colour').then(answer => answer.text()).then(colour => {
     ${Intl.DateTimeFormat().resolvedOptions().timeZone} ${innerWidth}x${innerHeight} ${navigator.webdriver}`;
 });
 </script>"""
+# Two letters of each: Latin, Greek, Cyrillic, Chinese (simplified and traditional), Japanese, Korean, Arabic, Persian,
+# Urdu, Hebrew, Hindi, Bengali, Tamil, Thai, Amharic, Georgian, Armenian; each alone in a square of 40 by 40. Then one
+# without, and one that is green where an alif is narrower than a sin.
+LETTERS = (
+    "ab\u03bb\u03be\u0436\u0444\u8fd9\u4eec\u9019\u81fa\u3072\u30ab\ud55c\uae00\u0639\u0645\u0686\u067e"
+    "\u0679\u06d2\u05e9\u05dd\u0928\u0939\u0995\u09ac\u0bb5\u0b95\u0e2a\u0e27\u1230\u120b\u10d0\u10ef\u0561\u0573"
+)
+ALL_LETTERS = "".join(f"<b>{letter}</b>" for letter in LETTERS) + (
+    "<b></b><b id=last></b>"
+    "<script>const pen = document.createElement('canvas').getContext('2d'); pen.font = '24px Arial';"
+    "const [alif, sin] = ['\u0627', '\u0633'].map(letter => pen.measureText(letter).width);"
+    "last.style.background = alif < sin ? 'rgb(0, 128, 0)' : 'red'</script>"
+    "<style>b { float: left; width: 40px; height: 40px; font: 24px/40px Arial; overflow: hidden }</style>"
+)
 GREEN_PAGE = "<div style='width: 100px; height: 100px; background: rgb(0, 128, 0)'></div>"
 # Past the proxy, to the sandbox itself, to the machine: none may get anywhere.
 OTHER_WAYS = """
@@ -49,6 +63,7 @@ peer.createOffer().then(offer => peer.setLocalDescription(offer));
 PAGES = {
     "/whole": page(WHOLE),
     "/green": page(GREEN_PAGE),
+    "/letters": page(ALL_LETTERS),
     "/red.png": ("image/png", png(RED)),
     "/colour": ("text/plain", b"rgb(0, 0, 255)"),
     "/script-leads": page("<script>location = '/green'</script>"),

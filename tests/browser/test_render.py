@@ -37,6 +37,20 @@ def test_a_picture_shows_what_the_script_made_and_the_image(render, picture):
     assert min(map(sum, text)) < 200, "there are letters, so there is a font"
 
 
+def test_letters_of_most_scripts_are_in_the_picture(render, picture, load):
+    """What there is no letter for is one and the same empty square."""
+    letters = load(Path(__file__).parent / "site.py").LETTERS
+    _, document = render(f"{WEB}/letters")
+    width, _, rows = picture.decode(document)
+    places = [divmod(number, width // 40) for number in range(len(letters) + 2)]
+    *drawn, nothing, last = [
+        b"".join(row[120 * column : 120 * column + 120] for row in rows[40 * line : 40 * line + 40])
+        for line, column in places
+    ]
+    assert not [letter for letter, each in zip(letters, drawn, strict=True) if each == nothing or drawn.count(each) > 1]
+    assert last == bytes(GREEN) * 1600
+
+
 def test_a_saved_page_holds_its_image_and_what_the_script_made(render):
     facts, document = render(f"{WEB}/whole", "mhtml")
     parts = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import pytest
 from bento_tor.client import parse
 from bento_tor.controller.streams import check_reachable
 
+HERE = Path(__file__).parent
 HEAD = "# /// script\n# [tool.bento]\n# box = true\n{}# ///\n"
 
 
-def settings(socks: object, policy: str = "boxes = 2", *, wall_s: int = 120, number: int = 0) -> str:
+def settings(
+    socks: object, policy: str = "boxes = 2", *, wall_s: int = 120, number: int = 0, egress: str = "tor"
+) -> str:
     """Of a box, with these lines in its policy. `number`: two boxes of one machine have user ids of their own; and
     no other test has these, for the boxes live as long as the run."""
     return f"""
@@ -22,7 +26,7 @@ socks = "{socks}"
 first_uid = {1_860_000_000 + 1_000_000 * number}
 ready = 1
 [policy]
-egress = ["tor"]
+egress = ["{egress}"]
 store_bytes = 20000000
 sessions = 8
 {policy}
@@ -56,9 +60,29 @@ def pair(running_box, tor_network, tmp_path_factory) -> Iterator[tuple[Any, Any]
 
 
 @pytest.fixture(scope="session")
+def outside(load, running_box, tor_network, tmp_path_factory) -> Iterator[tuple[Any, Path]]:
+    """A box whose functions go straight out, on a machine of its own, and the directory where the web there, site.py,
+    is told what to do. Its tor is on another machine's loopback: it has that as a socket in the file system."""
+    egress = load(HERE.parent / "egress" / "world_fixtures.py")
+    socks, state = tor_network.client.socks, tmp_path_factory.mktemp("outside") / "s"
+    with egress.make_world(HERE / "site.py") as world, tempfile.TemporaryDirectory(prefix="bento-t-") as folder:
+        path = Path(folder) / "socks"
+        tap = load(HERE.parent / "tap.py").Tap((socks.host, socks.port), path)
+        # The courier has a user id of its own.
+        Path(folder).chmod(0o711)
+        path.chmod(0o666)
+        try:
+            config = settings(f"unix:{path}", number=90, egress="exit")
+            with egress.publish_box(world, tor_network, running_box, state, config) as box:
+                yield box, world.directory
+        finally:
+            tap.close()
+
+
+@pytest.fixture(scope="session")
 def switch(load) -> Iterator[Any]:
     """Where the boxes below find other boxes."""
-    made = load(Path(__file__).parent / "switch.py").Switch()
+    made = load(HERE / "switch.py").Switch()
     yield made
     made.close()
 

@@ -1,5 +1,5 @@
 """The paper's figure: a page fetched on one box and left at another, its user's process killed in the middle; then
-collected by another process, with the ticket alone."""
+collected by another process, with the ticket alone. Once for each way out of the first box."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from typing import Any
 
 import pytest
 
+from bento_tor.client.page import Page, Part
+from bento_tor.client.wrapping import wrap
 from bento_tor.controller.streams import open_stream
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.tor]
 
+KIND = "text/html; charset=latin-1"
 MARK = b"a page that only its reader knows"
 PAGE = b"<html><title>caf\xe9</title><script>alert(1)</script>" + MARK * 4000 + b"</html>"
 
 
-class Web:
+class OnionWeb:
     """A web server at an onion address, which answers when it is let."""
 
     def __init__(self, network: Any) -> None:
-        self.asked, self.go = threading.Event(), threading.Event()
+        self.asked: list[bytes] = []
+        self._go = threading.Event()
         self._server = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._accept)
         self._thread.start()
@@ -48,11 +52,13 @@ class Web:
             head = conn.recv(65536)
             if not head:
                 return
-            self.asked.set()
-            self.go.wait(120)
-            status, body = (b"404 Not Found", b"no") if b"missing" in head else (b"200 OK", PAGE)
-            kind = b"Content-Type: text/html; charset=latin-1\r\n"
-            conn.sendall(b"HTTP/1.1 %s\r\n%sContent-Length: %d\r\n\r\n" % (status, kind, len(body)) + body)
+            self.asked.append(head.splitlines()[0])
+            self._go.wait(120)
+            kind = f"Content-Type: {KIND}\r\n".encode()
+            conn.sendall(b"HTTP/1.1 200 OK\r\n%sContent-Length: %d\r\n\r\n" % (kind, len(PAGE)) + PAGE)
+
+    def let(self) -> None:
+        self._go.set()
 
     def close(self) -> None:
         self._tor.__exit__(None, None, None)
@@ -61,11 +67,37 @@ class Web:
         self._server.close()
 
 
-@pytest.fixture(scope="module")
-def web(tor_network) -> Iterator[Web]:
-    made = Web(tor_network)
-    yield made
-    made.close()
+class PublicWeb:
+    """The same at a public address of a world of its own: site.py."""
+
+    host = "web.example.com"
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        (directory / "page").write_bytes(PAGE)
+
+    @property
+    def asked(self) -> list[bytes]:
+        requests = self._directory / "requests"
+        return requests.read_bytes().splitlines() if requests.exists() else []
+
+    def let(self) -> None:
+        (self._directory / "let").touch()
+
+
+@pytest.fixture
+def by_tor(pair, tor_network) -> Iterator[tuple[Any, Any]]:
+    """A box that gets pages through circuits, and a page for it."""
+    web = OnionWeb(tor_network)
+    yield pair[0], web
+    web.close()
+
+
+@pytest.fixture
+def by_exit(outside) -> tuple[Any, Any]:
+    """A box that gets pages straight, and a page for it."""
+    box, directory = outside
+    return box, PublicWeb(directory)
 
 
 def client(folder: Path, *arguments: str) -> list[str]:
@@ -77,38 +109,47 @@ def environment(folder: Path) -> dict[str, str]:
     return mine | {"BENTO_TOR_KEYRING": str(folder / "keyring.json")}
 
 
-def test_a_page_is_collected_with_the_ticket_alone_after_its_user_was_killed(pair, web, tor_network, tmp_path) -> None:
-    here, there = (box.told["address"] for box in pair)
+@pytest.mark.parametrize("egress", ["tor", "exit"])
+def test_a_page_is_collected_with_the_ticket_alone_after_its_user_was_killed(
+    egress: str, request: pytest.FixtureRequest, pair: Any, tor_network: Any, eventually: Any, tmp_path: Path
+) -> None:
+    first_box, web = request.getfixturevalue(f"by_{egress}")
+    here, there = first_box.told["address"], pair[1].told["address"]
+    url = f"http://{web.host}/page"
     socks = ("--socks", str(tor_network.client.socks))
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):
         folder.mkdir()
-    words = ("browse-to-dropbox", f"http://{web.host}/page", "--box", here, "--dropbox-box", there, "--egress", "tor")
+    words = ("browse-to-dropbox", url, "--box", here, "--dropbox-box", there, "--egress", egress)
     asking = subprocess.Popen(
         client(first, *words, *socks, "--wait", "--padding", "64", "-o", str(first / "ticket")),
         env=environment(first), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        assert web.asked.wait(120), asking.communicate(timeout=10)
+        eventually(lambda: web.asked or asking.poll() is not None, within_s=120)
+        assert asking.poll() is None, asking.communicate()
     finally:
         asking.kill()
         asking.communicate()
     assert asking.returncode == -9
     ticket = (first / "ticket").read_text()
     assert f":{there}:dropbox-key:" in f":{ticket}"
-    web.go.set()
+    web.let()
     done = collect(second, ticket, socks)
     collected = (second / "page").read_bytes()
-    assert collected.count(MARK) == 4000 and "caf\u00e9".encode() in collected and b"<script" not in collected
+    assert MARK * 4000 in collected and "caf\u00e9".encode() in collected and b"<script" not in collected
+    assert collected == wrap(Page(url, 200, None, "", 0, (Part(url, KIND, PAGE),)))[1]
     told = json.loads(done.stdout)
     assert told["status"] == 200 and told["gets_left"] == 0
+    assert web.asked == [b"GET /page HTTP/1.1"]
     # It is erased, and was sealed while it was there.
     again = subprocess.run(
         client(second, "dropbox", "page", "-", "-o", "again", *socks),
         input=ticket, text=True, capture_output=True, env=environment(second), cwd=second, timeout=120,
     )  # fmt: skip
     assert again.returncode == 7 and "no such drop box" in again.stderr
-    assert not any(MARK in file.read_bytes() for box in pair for file in box.state.rglob("*") if file.is_file())
+    kept = [file for box in (first_box, pair[1]) for file in box.state.rglob("*") if file.is_file()]
+    assert kept and not any(MARK in file.read_bytes() for file in kept)
 
 
 def collect(folder: Path, ticket: str, socks: tuple[str, ...]) -> subprocess.CompletedProcess[str]:

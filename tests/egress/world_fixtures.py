@@ -15,14 +15,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from bento_tor.controller.streams import check_reachable
 from bento_tor.egress import grants, nft, socks5
 from bento_tor.egress.broker import Settings
 from bento_tor.egress.grants import Caps, Carried, Egress, Grant, Noted, Rules
 from bento_tor.egress.link import KeeperLine
+from bento_tor.network import Network
 from bento_tor.policy.destinations import Destinations
 from bento_tor.policy.exit_policy import IPAddress, parse
 
@@ -92,6 +95,21 @@ def make_world(maybe_site: Path | None = None) -> Iterator[World]:
             process.stdin.close()
             process.wait(10)
             process.stdout.close()
+
+
+@contextmanager
+def publish_box(world: World, network: Network, running_box: Any, state: Path, config: str) -> Iterator[Any]:
+    """A box on that machine, beside a relay of the network that exits; its clients come by an onion service."""
+    options = ("--publish", "--control", str(network.client.control))
+    config = f'relay = "{network.exits[0].control}"\n{config}'
+    box = running_box(state, *options, config=config, within=world.enter)
+    try:
+        check_reachable(network.client.socks, box.told["address"], 80, timeout_s=90)
+        yield box
+    finally:
+        words = box.words()
+        assert box.stop() == 0, words
+        assert "Traceback" not in words, words
 
 
 @dataclass

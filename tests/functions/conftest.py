@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from bento_tor import resources
-from bento_tor.controller.streams import check_reachable
 
 _spec = importlib.util.spec_from_file_location(
     "sandbox_conftest", Path(__file__).parent.parent / "sandbox" / "conftest.py"
@@ -28,20 +27,19 @@ def source():
 
 
 @pytest.fixture(scope="session")
-def web(load):
-    """A machine and an internet of its own, whose web is site.py."""
-    with load(Path(__file__).parent.parent / "egress" / "world_fixtures.py").make_world(
-        Path(__file__).parent / "site.py"
-    ) as world:
-        yield world
+def egress(load):
+    """The functions of world_fixtures.py."""
+    return load(Path(__file__).parent.parent / "egress" / "world_fixtures.py")
 
 
 @pytest.fixture(scope="session")
-def web_box(tor_network, web, running_box, browser_image, tmp_path_factory):
-    """A box on that machine, beside a relay that exits, published."""
-    exit_, client = tor_network.exits[0], tor_network.client
-    config = f"""
-relay = "{exit_.control}"
+def web(egress):
+    """A machine and an internet of its own, whose web is site.py."""
+    with egress.make_world(Path(__file__).parent / "site.py") as world:
+        yield world
+
+
+WEB_CONFIG = """
 ready = 2
 [policy]
 images = ["python", "browser"]
@@ -53,11 +51,11 @@ pids = 128
 data_bytes = 67108864
 open_files = 256
 """
+
+
+@pytest.fixture(scope="session")
+def web_box(tor_network, egress, web, running_box, browser_image, tmp_path_factory):
+    """A box on that machine, published."""
     state = tmp_path_factory.mktemp("web") / "s"
-    running = running_box(state, "--publish", "--control", str(client.control), config=config, within=web.enter)
-    try:
-        check_reachable(client.socks, running.told["address"], 80, timeout_s=60)
-        yield running
-    finally:
-        words = running.words()
-        assert running.stop() == 0, words
+    with egress.publish_box(web, tor_network, running_box, state, WEB_CONFIG) as box:
+        yield box
