@@ -104,10 +104,8 @@ def from_table(table: dict[str, Any]) -> Manifest:
             "the function's manifest names packages in [tool.bento]", hint="dependencies = [...] above it"
         )
     if isinstance(bento, dict) and (unknown := [key for key in bento if key not in _KEYS]):
-        raise ConfigError(
-            f"the function's manifest has a key {unknown[0]!r:.80} in [tool.bento]; there are {', '.join(_KEYS)}",
-            hint=_HINT,
-        )
+        words = f"the function's manifest has an unknown key {unknown[0]!r:.80} in [tool.bento]"
+        raise ConfigError(f"{words}; there are {', '.join(_KEYS)}", hint=_HINT)
     if isinstance(bento, dict) and "dependencies" in table:
         bento = {**bento, "packages": _package_names(table["dependencies"])}
     try:

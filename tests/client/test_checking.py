@@ -77,7 +77,7 @@ FOUND = [
             (2, "error", "a dependency that is none"),
             (4, "error", "Expected `int`"),
             (5, "error", "Invalid enum value 'wifi'"),
-            (6, "error", "a key 'nokey' in [tool.bento]; there are entry, image,"),
+            (6, "error", "unknown key 'nokey' in [tool.bento]; there are entry, image,"),
             (8, "error", "is not Python"),
         ],
     ),
@@ -85,7 +85,7 @@ FOUND = [
     (manifest("# entry = 'f'").removesuffix("# ///\n") + "def f(): 1", [(1, "error", "is not closed")]),
     (
         manifest("# tool = 1", "# bento = 2") + "def f(): 1",
-        [(3, "error", "a key 'tool'"), (4, "error", "a key 'bento'")],
+        [(3, "error", "unknown key 'tool'"), (4, "error", "unknown key 'bento'")],
     ),
     ("# /// script\n# tool = 1\n# ///\ndef f(): 1", []),
     ("# /// script\n# tool = {bento = 1}\n# ///\ndef f(): 1", [(1, "error", "Expected `object`")]),
