@@ -55,6 +55,7 @@ fi
 # From the system's interpreter: one under a private home could not be shown to another user id.
 python=/usr/bin/python3
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$python is older than Python 3.11"
+made=
 stamp=".venv/.installed$(printf %s "$what" | tr -dc a-z)"
 want=$(cat setup.cfg pyproject.toml | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ] || ! .venv/bin/python -c 'import bento_tor.cli' 2>/dev/null; then
@@ -67,9 +68,11 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ] || ! .venv/bin/python -c 'import
     }
     rm -f "$log"
     printf '%s' "$want" >"$stamp"
+    made=yes
 fi
 
 # --- the images that functions see ---------------------------------------------------------------------------
 for image in $images; do
     .venv/bin/bento-tor --quiet image build "$image" || fail "the image $image could not be built"
 done
+[ -z "$made" ] || say "done: .venv/bin/bento-tor is there"

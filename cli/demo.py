@@ -22,9 +22,9 @@ from bento_tor.errors import BentoError, SandboxError, TorTimeout
 if TYPE_CHECKING:
     from bento_tor.network import Network
 
-# A private box may tell everything. An ordinary user may set no cgroup limits on many machines: the demo says so
-# and goes on; `serve` alone would refuse.
-_BOX_OPTIONS = ("--host-stats", "full", "--rlimits-only")
+# A private box may tell everything, and keeps data for functions, as docs/writing-functions.md has them. An ordinary
+# user may set no cgroup limits on many machines: the demo says so and goes on; `serve` alone would refuse.
+BOX_POLICY = 'host_stats = "full"\nstore_bytes = 1048576\n'
 _BOX_START_S = 60.0
 _ONION_S = 90.0
 _CONFIRM_S = 90.0
@@ -131,11 +131,13 @@ class _Demo:
         return str(_read_answer(out, process)["address"])
 
     def _start_box(self) -> subprocess.Popen[bytes]:
-        (self._place / "box").mkdir(exist_ok=True, mode=0o711)
-        with (self._place / "box" / "log").open("ab") as log:
-            return _bento(
-                "--verbose", "serve", "--state", str(self._place / "box"), *_BOX_OPTIONS, "--json", stderr=log
-            )
+        state = self._place / "box"
+        state.mkdir(exist_ok=True, mode=0o711)
+        policy = state / "policy.toml"
+        policy.write_text(BOX_POLICY, "utf-8")
+        options = ("--state", str(state), "--policy", str(policy), "--rlimits-only")
+        with (state / "log").open("ab") as log:
+            return _bento("--verbose", "serve", *options, "--json", stderr=log)
 
     def _wait_box(self, process: subprocess.Popen[bytes]) -> None:
         import select

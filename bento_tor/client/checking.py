@@ -125,8 +125,8 @@ def _entry_faults(name: str, text: str, facts: Facts, manifest: Manifest | None)
     if not entry:
         entry = name if name in facts.functions else ""
     if not entry and len(facts.functions) != 1:
-        count = len(facts.functions) or "no"
-        words = f'defines {count} functions: which to run is said by the manifest\'s entry = "...", or --call'
+        which = 'which to run is said by the manifest\'s entry = "...", or --call'
+        words = f"defines {len(facts.functions)} functions: {which}" if facts.functions else "defines no function"
         yield Finding(0, "error", words)
         return
     entry = entry or next(iter(facts.functions))
@@ -195,10 +195,9 @@ def _manifest_faults(text: str) -> Iterator[Finding]:
         yield Finding(starts[0] if starts else 0, "error", error.message)
         return
     except (ValueError, RecursionError):
-        # Its own line numbers count from the block's first line.
-        place = re.search(r" \(at line (\d+), column \d+\)$", first)
-        inside = int(place[1]) if place else 0
-        yield Finding((block.line if block else 0) + inside, "error", first[: place.start()] if place else first)
+        place = re.search(r" \(line (\d+)\)$", first)
+        line = int(place[1]) if place else _line_of_block(text)
+        yield Finding(line, "error", first[: place.start()] if place else first)
         return
     yield from list(_key_faults(text, table)) or [Finding(_line_of_block(text), "error", first)]
 

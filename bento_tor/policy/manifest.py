@@ -55,6 +55,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     packages: Items = ()
 
 
+# What stands in [tool.bento]: `packages` has a place of its own.
+_KEYS = tuple(key for key in Manifest.__struct_fields__ if key != "packages")
+
+
 def encode(manifest: Manifest) -> bytes:
     """The bytes that travel."""
     return msgspec.msgpack.encode(manifest, order="deterministic")
@@ -78,12 +82,17 @@ def read(source: str) -> Manifest:
     try:
         table = tomllib.loads(block.text)
     except (ValueError, RecursionError) as why:  # ValueError also for a number of 5000 digits
-        reason = "nested too deeply" if isinstance(why, RecursionError) else str(why)
+        reason = "nested too deeply" if isinstance(why, RecursionError) else _in_the_file(str(why), block)
         raise ConfigError(f"the function's manifest is not TOML: {reason}", hint=_HINT) from why
     return from_table(table)
 
 
-_HINT = "see the functions that ship for the form of a manifest"
+_HINT = "docs/writing-functions.md has its form, and 'bento-tor function new' writes one with every key"
+
+
+def _in_the_file(reason: str, block: Block) -> str:
+    """TOML's own line numbers count from the block's first line."""
+    return re.sub(r"\(at line (\d+), column \d+\)$", lambda at: f"(line {block.line + int(at[1])})", reason)
 
 
 def from_table(table: dict[str, Any]) -> Manifest:
@@ -94,6 +103,9 @@ def from_table(table: dict[str, Any]) -> Manifest:
         raise ConfigError(
             "the function's manifest names packages in [tool.bento]", hint="dependencies = [...] above it"
         )
+    if isinstance(bento, dict) and (unknown := [key for key in bento if key not in _KEYS]):
+        words = f"the function's manifest has an unknown key {unknown[0]!r:.80} in [tool.bento]"
+        raise ConfigError(f"{words}; there are {', '.join(_KEYS)}", hint=_HINT)
     if isinstance(bento, dict) and "dependencies" in table:
         bento = {**bento, "packages": _package_names(table["dependencies"])}
     try:

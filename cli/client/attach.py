@@ -125,7 +125,7 @@ def leave(left: Left, known_as: str, talk: Talk, *, as_json: bool) -> NoReturn:
 
 def end_of(known_as: str, kept: KeptSession, outcome: Outcome, session: Session, box: Box) -> None:
     """Note the end; what `client run` had stored only for this session is erased."""
-    remember.note_end(known_as, outcome, session.log)
+    remember.note_end(known_as, outcome, session)
     ring = keyring.read()
     maybe_function = ring.functions.get(kept.function) if kept.once else None
     maybe_noted = ring.sessions.get(known_as)

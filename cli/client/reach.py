@@ -55,6 +55,7 @@ def box_option(command: F) -> F:
         "box_address",
         metavar="ADDRESS",
         envvar="BENTO_TOR_BOX",
+        show_envvar=True,
         required=True,
         shell_complete=complete_box,
         help="The box's onion address; with --route exit its relay's fingerprint or nickname.",

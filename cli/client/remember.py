@@ -9,6 +9,7 @@ import msgspec
 from bento_tor.cli import ui
 from bento_tor.client import keyring
 from bento_tor.client.keyring import Kept, KeptSession
+from bento_tor.client.session import Session
 from bento_tor.errors import ConfigError
 from bento_tor.policy.outcome import Outcome
 
@@ -51,12 +52,13 @@ def note_left(name: str, offset: int = 0) -> None:
     _replace(name, offset=offset, pid=0)
 
 
-def note_end(name: str, outcome: Outcome, log: bytes) -> None:
+def note_end(name: str, outcome: Outcome, session: Session) -> None:
     """It has ended, and its output has been read."""
+    _replace(name, offset=session.offset)
     if name:
         with keyring.changing() as ring:
             if name in ring.sessions:
-                ring.end_session(name, outcome.word, log)
+                ring.end_session(name, outcome.word, session.log)
 
 
 def forget_function(name: str) -> None:

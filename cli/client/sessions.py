@@ -108,5 +108,5 @@ def _ask(name: str, kept: KeptSession, box: Box) -> str:
     if piece is not None:
         return "output to read"
     outcome = session.wait()
-    note_end(name, outcome, session.log)
+    note_end(name, outcome, session)
     return outcome.word

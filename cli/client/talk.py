@@ -199,7 +199,7 @@ def finish(outcome: Outcome, session: Carried, talk: Talk, *, as_json: bool, **m
         say_printed(session)
     if maybe_failure := failure_of(outcome):
         if outcome.kind is Kind.RAISED and not as_json:
-            ui.detail("its traceback:\n" + ui.escape(outcome.detail))
+            ui.detail("its traceback:\n" + ui.escape(outcome.detail.rstrip()))
         raise maybe_failure
 
 
@@ -216,7 +216,7 @@ def failure_of(outcome: Outcome) -> FunctionFailed | None:
         return None
     if outcome.kind is Kind.RAISED:
         words = f"the function raised {_last_words(outcome.detail)}"
-        return FunctionFailed(words, hint="" if ui.is_verbose() else "'bento-tor -v' shows where")
+        return FunctionFailed(words, hint="" if ui.is_verbose() else "'bento-tor -v ...' shows its traceback")
     return FunctionFailed(f"the function did not return ({outcome.word}): {outcome.detail.strip()}")
 
 

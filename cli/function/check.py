@@ -13,6 +13,7 @@ from bento_tor.cli.client.calls import read_source
 from bento_tor.cli.client.reach import Reach, pass_reach
 from bento_tor.cli.completion import complete_box, complete_source
 from bento_tor.cli.function.folder import images_option
+from bento_tor.cli.function.terms import say_beyond_defaults
 from bento_tor.cli.options import json_option
 from bento_tor.client import checking
 from bento_tor.client.checking import Checked, ImageFacts, Surroundings
@@ -62,6 +63,8 @@ def _tell(file: str, checked: Checked, *, against_policy: bool) -> None:
         ui.result(ui.escape(f"{place}: {finding.grade}: {finding.text}"))
     if checked.fits:
         ui.say(f"{file} can be used{', and fits that policy' if against_policy else ''}")
+        if checked.maybe_manifest is not None and not against_policy:
+            say_beyond_defaults(checked.maybe_manifest)
 
 
 def _policy_in(file: Path, images_dir: Path) -> Policy:

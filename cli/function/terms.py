@@ -54,6 +54,11 @@ def say_terms(manifest: Manifest, policy: Policy, egress: str) -> None:
         ui.warn(f"a test lets nothing out: each connection of the function fails; {how}")
     elif policy.egress:
         ui.warn("the function connects from this machine's own address, not through Tor")
+    say_beyond_defaults(manifest)
+
+
+def say_beyond_defaults(manifest: Manifest) -> None:
+    """What only a box takes whose operator offers more than a box does by itself."""
     for reason in misfits(msgspec.structs.replace(manifest, packages=()), Policy()):
         ui.say(f"note: a box at its defaults would refuse it: it {reason}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -19,7 +20,7 @@ from bento_tor.cli.options import Seconds, json_option
 from bento_tor.client.box import connect
 from bento_tor.client.session import Session
 from bento_tor.client.source import Call, Source
-from bento_tor.errors import BentoError, FunctionFailed
+from bento_tor.errors import BentoError, FunctionFailed, Refused
 from bento_tor.network.interrupts import one_interrupt
 from bento_tor.policy.document import Policy
 from bento_tor.policy.outcome import Kind, Outcome
@@ -74,6 +75,11 @@ def command(
     try:
         with one_interrupt():
             outcome, session, seconds = _run(function, call, inputs, policy, images_dir, egress, talk)
+    except Refused as refusal:
+        # Its box was this command's own: there is none to ask for a policy.
+        under = ["--policy", policy_file] if policy_file else []
+        hint = f"'{shlex.join(['bento-tor', 'function', 'check', file, *under])}' shows the line"
+        raise Refused(refusal.message, hint=hint, code=refusal.code) from refusal
     finally:
         talk.close()
     if as_json:

@@ -104,7 +104,7 @@ def test_a_stored_function_from_upload_to_shutdown(client: Bento, tmp_path: Path
     assert "bento1" not in json.dumps([listed, session])
     assert client("attach", "echo", stdin="three\nstop\n").stdout == "three\n"
     (session,) = json.loads(client("sessions", "--json").stdout)["sessions"]
-    assert session["state"] == "returned"
+    assert (session["state"], session["offset"]) == ("returned", 20)
     assert client("exec", "echo").returncode == 0
     assert "killed:user" in client("close", "echo").stdout
     assert "echo is erased" in client("shutdown", "echo").stdout

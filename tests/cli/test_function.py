@@ -140,6 +140,17 @@ def test_check_against_a_policy(function: Bento, image, tmp_path: Path) -> None:
     assert function("check", "asks.py", "--policy", "box.toml", "--box", "unix:/x").returncode == 2
 
 
+def test_check_says_what_a_box_at_its_defaults_would_not_take(function: Bento, image, tmp_path: Path) -> None:
+    """Unless it was held against a box's policy, which tells more. It is no fault of the function's."""
+    words = "note: a box at its defaults would refuse it: it asks for 4096 MiB of memory; this box gives 128 MiB"
+    file = write(tmp_path, "# /// script\n# [tool.bento]\n# memory = 4096\n# ///\ndef f(): 1\n")
+    done = function("check", file)
+    assert (done.returncode, done.stdout) == (0, "") and words in done.stderr
+    write(tmp_path, "limits.memory_bytes = 8589934592\n", "policy.toml")
+    done = function("check", file, "--policy", "policy.toml")
+    assert (done.returncode, "refuse" in done.stderr) == (0, False), done.stderr
+
+
 @pytest.mark.sandbox
 def test_check_against_a_box(function: Bento, box, tmp_path: Path) -> None:
     assert function("check", "hello", "--box", box.address).returncode == 0
@@ -205,6 +216,8 @@ def test_a_policy_that_refuses_it_refuses_it(function: Bento, image, tmp_path: P
     done = function("test", write(tmp_path, ASKS, "asks.py"), "--policy", "policy.toml")
     assert (done.returncode, done.stdout) == (7, "")
     assert "asks for storage; this box keeps no data of functions" in done.stderr
+    # There is no box of an operator's to ask for its policy.
+    assert "hint: 'bento-tor function check asks.py --policy policy.toml' shows the line" in done.stderr
 
 
 @pytest.mark.sandbox

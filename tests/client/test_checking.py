@@ -34,7 +34,7 @@ FOUND = [
     ("return 1\ndef f(): 1", [(1, "error", "'return' outside function")]),
     ("def f():\n  return 1 is 1", [(2, "note", "the compiler warns")]),
     # the entry
-    ("x = 1", [(0, "error", "defines no functions")]),
+    ("x = 1", [(0, "error", "defines no function")]),
     ("def a(): 1\ndef b(): 1", [(0, "error", "defines 2 functions")]),
     (manifest("# entry = 'g'") + "def f(): 1", [(3, "error", "'g' is not defined")]),
     (manifest("# entry = 'g'") + "g = 5", [(5, "error", "'g' cannot be called")]),
@@ -77,7 +77,7 @@ FOUND = [
             (2, "error", "a dependency that is none"),
             (4, "error", "Expected `int`"),
             (5, "error", "Invalid enum value 'wifi'"),
-            (6, "error", "unknown field `nokey`"),
+            (6, "error", "unknown key 'nokey' in [tool.bento]; there are entry, image,"),
             (8, "error", "is not Python"),
         ],
     ),
@@ -85,7 +85,7 @@ FOUND = [
     (manifest("# entry = 'f'").removesuffix("# ///\n") + "def f(): 1", [(1, "error", "is not closed")]),
     (
         manifest("# tool = 1", "# bento = 2") + "def f(): 1",
-        [(3, "error", "unknown field `tool`"), (4, "error", "bento")],
+        [(3, "error", "unknown key 'tool'"), (4, "error", "unknown key 'bento'")],
     ),
     ("# /// script\n# tool = 1\n# ///\ndef f(): 1", []),
     ("# /// script\n# tool = {bento = 1}\n# ///\ndef f(): 1", [(1, "error", "Expected `object`")]),
@@ -163,7 +163,7 @@ HOSTILE = [
     ("a long name in a message", f"def f():\n  def g(): nonlocal {'x' * 900_000}", "no binding for nonlocal"),
     ("imports without end", "".join(f"import m{n}\n" for n in range(70_000)), ""),
     ("words without end", "def f():\n" + "".join(f" api.w{n}\n" for n in range(70_000)), ""),
-    ("lone returns", "\r" * 500_000, "defines no functions"),
+    ("lone returns", "\r" * 500_000, "defines no function"),
 ]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bento_tor.cli.demo import BOX_POLICY
 from bento_tor.client import template
 from bento_tor.policy.manifest import Manifest
 from bento_tor.policy.outcome import Kind
@@ -19,11 +20,8 @@ from bento_tor.sandbox import offered
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "writing-functions.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-CONFIG = """
-ready = 1
-[policy]
-store_bytes = 1048576
-"""
+# The page sends its readers to the demo's box.
+CONFIG = f"ready = 1\n[policy]\n{BOX_POLICY}"
 
 
 def typed(block: str) -> Iterator[tuple[str, str]]:
