@@ -43,6 +43,8 @@ ROOT = HERE.parent
 # that, and ours shall not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# A run starts commands and boxes by the thousand: none shall compile all of bento-tor for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture
@@ -50,6 +52,41 @@ def short_path() -> Iterator[Path]:
     """A directory with a path short enough for unix sockets; gone after the test."""
     with tempfile.TemporaryDirectory(prefix="bento-t-") as path:
         yield Path(path)
+
+
+# Stands before tor-gencert in PATH. Every certificate and signing key is made anew; the identity key above them, two
+# seconds of search for primes, is made once for each authority's name. It ends with who asked for it.
+_GENCERT = """#!/bin/sh
+# --create-identity-key -m MONTHS -a ADDRESS --passphrase-fd 0 -i IDENTITY ...
+set -e
+here=$(dirname "$0") name=${9%/keys/*} new=$(dirname "$0")/$$
+kept="$here/identity-${name##*/}"
+if [ ! -e "$kept" ]; then
+    mkdir "$new"
+    echo passphrase | setpriv --pdeathsig KILL @REAL@ --create-identity-key -m 1 -a "$5" --passphrase-fd 0 \\
+        -i "$new/identity" -s "$new/signing" -c "$new/certificate"
+    mv "$new/identity" "$kept"
+fi
+cp -p "$kept" "$9"
+shift
+exec @REAL@ "$@" <<END
+passphrase
+END
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def identity_keys() -> Iterator[None]:
+    """The networks of a run, which never hear of each other, share their authorities' identity keys."""
+    path = os.environ["PATH"]
+    with tempfile.TemporaryDirectory(prefix="bento-keys-") as folder:
+        if (real := shutil.which("tor-gencert")) is not None:
+            program = Path(folder) / "tor-gencert"
+            program.write_text(_GENCERT.replace("@REAL@", real))
+            program.chmod(0o755)
+            os.environ["PATH"] = f"{folder}:{path}"
+        yield
+        os.environ["PATH"] = path
 
 
 def _network() -> Iterator[Network]:
