@@ -283,15 +283,15 @@ def ordinary_user(required: list[str]) -> Iterator[OrdinaryUser]:
     """An ordinary user, with a copy of bento-tor and of what it needs."""
     with tempfile.TemporaryDirectory(prefix="bento-user-") as copy:
         ours = Path(copy) / "bento_tor"
-        leave_out = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / "bento_tor", ours, ignore=leave_out)
+        # With their bytecode, which he could not keep: he would compile all of it at each start.
+        shutil.copytree(ROOT / "bento_tor", ours)
         for name in ("cli", "functions", "torrc_templates"):
-            shutil.copytree(ROOT / name, ours / name, ignore=leave_out)
+            shutil.copytree(ROOT / name, ours / name)
         source = Path(sysconfig.get_path("platlib"))
         files = [file for name in required for file in importlib.metadata.files(name) or []]
         for top in {file.parts[0] for file in files} - {"..", "__pycache__"}:
             if (source / top).is_dir():
-                shutil.copytree(source / top, Path(copy) / top, ignore=leave_out)
+                shutil.copytree(source / top, Path(copy) / top)
             else:
                 shutil.copy(source / top, copy)
         subprocess.run(["chmod", "-R", "a+rX", copy], check=True)
