@@ -42,12 +42,12 @@ test-v2: setup-dev
 	@$(VENV)/bin/python -I tests/v2/machine.py
 
 # The long forms of long checks: a box killed at 50 moments, 100 faults on real circuits, 1000 random exit policies
-# against the kernel, 100 MB in shards over boxes that are killed and lie, ten pages padded to a million bytes. It goes
-# on where it was stopped.
+# against the kernel, 100 MB over an onion, 100 MB in shards over boxes that are killed and lie, ten pages padded to a
+# million bytes. It goes on where it was stopped.
 soak: setup-test
 	@BENTO_TOR_SOAK=1 $(VENV)/bin/python -Im pytest tests/box/test_killed.py tests/box/test_faults.py \
 		tests/egress/test_kernel.py tests/cli/test_function.py tests/box/test_shard.py \
-		tests/functions/test_browsing.py
+		tests/functions/test_browsing.py tests/box/test_over_tor.py::test_many_megabytes_over_an_onion_arrive_whole
 
 # Each prints what docs/benchmarks.md is about; the ones of Tor make a network namespace of their own (root).
 bench: setup-dev

@@ -43,6 +43,8 @@ ROOT = HERE.parent
 # that, and ours shall not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# A run starts commands and boxes by the thousand: none shall compile all of bento-tor for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture
@@ -50,6 +52,41 @@ def short_path() -> Iterator[Path]:
     """A directory with a path short enough for unix sockets; gone after the test."""
     with tempfile.TemporaryDirectory(prefix="bento-t-") as path:
         yield Path(path)
+
+
+# Stands before tor-gencert in PATH. Every certificate and signing key is made anew; the identity key above them, two
+# seconds of search for primes, is made once for each authority's name. It ends with who asked for it.
+_GENCERT = """#!/bin/sh
+# --create-identity-key -m MONTHS -a ADDRESS --passphrase-fd 0 -i IDENTITY ...
+set -e
+here=$(dirname "$0") name=${9%/keys/*} new=$(dirname "$0")/$$
+kept="$here/identity-${name##*/}"
+if [ ! -e "$kept" ]; then
+    mkdir "$new"
+    echo passphrase | setpriv --pdeathsig KILL @REAL@ --create-identity-key -m 1 -a "$5" --passphrase-fd 0 \\
+        -i "$new/identity" -s "$new/signing" -c "$new/certificate"
+    mv "$new/identity" "$kept"
+fi
+cp -p "$kept" "$9"
+shift
+exec @REAL@ "$@" <<END
+passphrase
+END
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def identity_keys() -> Iterator[None]:
+    """The networks of a run, which never hear of each other, share their authorities' identity keys."""
+    path = os.environ["PATH"]
+    with tempfile.TemporaryDirectory(prefix="bento-keys-") as folder:
+        if (real := shutil.which("tor-gencert")) is not None:
+            program = Path(folder) / "tor-gencert"
+            program.write_text(_GENCERT.replace("@REAL@", real))
+            program.chmod(0o755)
+            os.environ["PATH"] = f"{folder}:{path}"
+        yield
+        os.environ["PATH"] = path
 
 
 def _network() -> Iterator[Network]:
@@ -246,15 +283,15 @@ def ordinary_user(required: list[str]) -> Iterator[OrdinaryUser]:
     """An ordinary user, with a copy of bento-tor and of what it needs."""
     with tempfile.TemporaryDirectory(prefix="bento-user-") as copy:
         ours = Path(copy) / "bento_tor"
-        leave_out = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / "bento_tor", ours, ignore=leave_out)
+        # With their bytecode, which he could not keep: he would compile all of it at each start.
+        shutil.copytree(ROOT / "bento_tor", ours)
         for name in ("cli", "functions", "torrc_templates"):
-            shutil.copytree(ROOT / name, ours / name, ignore=leave_out)
+            shutil.copytree(ROOT / name, ours / name)
         source = Path(sysconfig.get_path("platlib"))
         files = [file for name in required for file in importlib.metadata.files(name) or []]
         for top in {file.parts[0] for file in files} - {"..", "__pycache__"}:
             if (source / top).is_dir():
-                shutil.copytree(source / top, Path(copy) / top, ignore=leave_out)
+                shutil.copytree(source / top, Path(copy) / top)
             else:
                 shutil.copy(source / top, copy)
         subprocess.run(["chmod", "-R", "a+rX", copy], check=True)

@@ -15,14 +15,17 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from bento_tor.controller import rewrite
 from bento_tor.controller.onion import is_onion_address
-from bento_tor.controller.tor import Tor
 from bento_tor.errors import ConfigError, TorError
+
+if TYPE_CHECKING:  # who only speaks to a SOCKS port has no use for stem
+    from bento_tor.controller.tor import Tor
 
 KEY_BYTES = 32
 # Each is a line in every descriptor; tor drops a descriptor of more than 50 kB (rend-spec-v3, 2.5.1.1).

@@ -16,13 +16,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bento_tor.controller.events import HsDescEvent
-from bento_tor.controller.tor import Events, Tor
 from bento_tor.controller.uploads import Uploads, watch
 from bento_tor.errors import ConfigError, TorError, TorTimeout
+
+if TYPE_CHECKING:  # who only speaks to a SOCKS port has no use for stem
+    from bento_tor.controller.tor import Events, Tor
 
 SEED_BYTES = 32
 # rend-spec-v3, 6 [ONIONADDRESS]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
-from bento_tor.controller.tor import Tor
 from bento_tor.errors import TorError, TorTimeout
+
+if TYPE_CHECKING:
+    from bento_tor.controller.tor import Tor
 
 _POLL_S = 0.25
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -22,9 +23,11 @@ from bento_tor.controller.debian import Instance
 from bento_tor.controller.events import HsDescEvent
 from bento_tor.controller.onion import is_onion_address, maybe_place_key, wait_uploaded
 from bento_tor.controller.policy import maybe_exit_policy
-from bento_tor.controller.tor import Tor
 from bento_tor.errors import ConfigError, TorError, TorTimeout
 from bento_tor.policy.exit_policy import accepts, parse
+
+if TYPE_CHECKING:  # who only speaks to a SOCKS port has no use for stem
+    from bento_tor.controller.tor import Tor
 
 # RFC 5737's TEST-NET-1: on no real network, so it can only be this host's own. The same at every box.
 VIRTUAL_ADDRESS = "192.0.2.80"

@@ -15,8 +15,6 @@ import shutil
 import signal
 from pathlib import Path
 
-import jinja2
-
 from bento_tor.controller import rewrite
 from bento_tor.controller.endpoints import Endpoint
 from bento_tor.controller.launch import LaunchedTor, launch, wait_bootstrapped
@@ -76,6 +74,8 @@ class SingleHopTor:
             raise ConfigError(f"the single-hop tor cannot be prepared: {why}") from why
         if user and not may(Settings((("User", user),)), "-x", folder.parent):
             raise ConfigError(f"tor's user {user} cannot reach {folder.parent}", hint="choose a --state below /var/lib")
+        import jinja2  # few boxes need it
+
         environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)  # noqa: S701 - no HTML
         environment.filters["quoted"] = _quoted
         template = environment.from_string(read_text("torrc_templates", "single_hop.torrc"))

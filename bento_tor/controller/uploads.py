@@ -12,9 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from bento_tor.controller.events import HsDescEvent
-from bento_tor.controller.tor import Events
+
+if TYPE_CHECKING:
+    from bento_tor.controller.tor import Events
 
 _DESCRIPTORS = 2
 # How long after the first directory's word the others' are waited for: one that does not answer must not hold all.

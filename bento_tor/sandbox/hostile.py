@@ -20,7 +20,9 @@ from bento_tor.policy.limits import MIB, Limits
 # What a row runs under where it does not say otherwise: small, so that every limit is soon met.
 CEILING = Limits(memory_bytes=96 * MIB, pids=16, cpu_s=20, wall_s=20, data_bytes=8 * MIB, data_inodes=1024)
 # The most that a row may ask for instead: enough for Chromium.
-MOST = msgspec.structs.replace(CEILING, memory_bytes=256 * MIB, pids=128, data_bytes=64 * MIB, open_files=256)
+MOST = msgspec.structs.replace(
+    CEILING, wall_s=60, memory_bytes=256 * MIB, pids=128, data_bytes=64 * MIB, open_files=256
+)
 
 # `attempt` tells an error's name, or what came of it; `system` makes a bare system call (x86-64 numbers).
 PRELUDE = """

@@ -1,6 +1,6 @@
 """A box killed at random moments of a workload: what it acknowledged is there, what it did not is whole or absent.
 
-Eight moments by default; fifty in `make soak`, which goes on where it was stopped.
+Five moments by default; fifty in `make soak`, which goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def test_what_was_acknowledged_outlives_a_kill_at_any_moment(new_box, eventually
     tries: list[Tried] = []
     count = 0
     running = new_box(config=CONFIG)
-    for _, moments in rounds(8, 50):
+    for _, moments in rounds(5, 50):
         count += 1
         mounts = Path("/proc/self/mountinfo").read_text()
         this_time: list[Tried] = []

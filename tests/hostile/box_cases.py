@@ -181,7 +181,7 @@ def _has_ended(raw: Raw) -> bool:
 BOMB = """def f():
     import zlib
     packer = zlib.compressobj(9)
-    small = b''.join([packer.compress(bytes(1 << 20)) for _ in range(1000)]) + packer.flush()
+    small = b''.join([packer.compress(bytes(1 << 20)) for _ in range(200)]) + packer.flush()
     kept = zlib.decompress(small)
     return len(kept)"""
 ARCHIVE = """def f():

@@ -46,7 +46,7 @@ class Stage:
         self.policy = policy
         self.sessions = Sessions(self.link, running_max=9, kept_s=60.0, spool=self.spool)
         self.desk = Desk(Signed(document.encode(policy)), self.store, self.sessions)
-        self._inside: list[socket.socket] = []
+        self._inside: dict[int, socket.socket] = {}
 
     async def hear(self) -> wire.Request:
         """The keeper's next request."""
@@ -62,13 +62,15 @@ class Stage:
         os.close(log_out)
         os.close(log_in)
         theirs.close()
-        self._inside.append(ours)
+        self._inside[number] = ours
 
     def end(self, number: int) -> None:
+        """The sandbox is gone, and its end of the line with it."""
+        self._inside.pop(number).close()
         self.keeper.send(wire.encode_reply(wire.Ended(number, Seen(0, None))))
 
     def close(self) -> None:
-        for each in (self.keeper, *self._inside):
+        for each in (self.keeper, *self._inside.values()):
             each.close()
 
 

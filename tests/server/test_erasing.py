@@ -67,6 +67,7 @@ def test_a_reader_in_the_way_is_an_error_and_no_false_word(tmp_path: Path) -> No
     path = tmp_path / "box.db"
     store = open_store(path)
     fill(store, path)
+    store._db.execute("PRAGMA busy_timeout = 100")  # it waits three times, and for nothing
     reader = sqlite3.connect(path, isolation_level=None)
     # One that reads keeps the log, with the old pages in it, from being cut.
     reader.execute("BEGIN")
