@@ -17,7 +17,7 @@ class Told:
 
     def __init__(self) -> None:
         self.tokens: list[bytes] = []
-        self.log = b""
+        self.log, self.offset = b"", 5
 
     def shutdown(self, token: bytes) -> None:
         self.tokens.append(token)
