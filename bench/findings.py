@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 import attacks
 from attacks import ATTACKS, Accuracy
 from cells import CELL_BYTES, Cell
+from intervals import percentile
 from journal import Journal, Made
 
 from bento_tor.errors import BentoError
@@ -160,11 +160,6 @@ def told_apart(some: list[list[Cell]], others: list[list[Cell]], trees: int) -> 
     """Whether it can be told which of the two a trace is of, whatever page it is: by chance in half of the cases."""
     labels = [0] * len(some) + [1] * len(others)
     return attacks.judge(attacks.BY_NAME["k-FP"], [*some, *others], labels, trees=trees)
-
-
-def percentile(ordered: Sequence[float], part: float) -> float:
-    """The value that `part` of them do not exceed."""
-    return ordered[max(0, math.ceil(part * len(ordered)) - 1)]
 
 
 # --- said --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What several pairs of measurements say about a ratio: its middle, and an interval that holds it. Pure."""
+"""What several measurements say: a percentile; of pairs, the middle of their ratio and an interval around it. Pure."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ class Interval:
     def reaches(self, aim: float) -> bool:
         """The middle is at least `aim`, or `aim` lies inside the interval."""
         return self.middle >= aim or self.low <= aim <= self.high
+
+
+def percentile(values: Sequence[float], part: float) -> float:
+    """The smallest value that `part` of them do not exceed (nearest rank)."""
+    return sorted(values)[math.ceil(part * len(values)) - 1]
 
 
 def hodges_lehmann(ratios: Sequence[float]) -> Interval:

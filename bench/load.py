@@ -25,6 +25,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import psutil
+from intervals import percentile
 
 from bento_tor.errors import BentoError
 from bento_tor.policy import manifest
@@ -281,11 +282,6 @@ async def measure(box: psutil.Process, path: Path, seconds: float, connections: 
     ratios = {"p99_200_over_p50_1": percentile(times[200], 0.99) / statistics.median(times[1])}
     rounded = [{name: round(value, 3) for name, value in each.items()} for each in (figures, ratios)]
     return {"name": "load", "figures": rounded[0], "ratios": rounded[1]}
-
-
-def percentile(values: list[float], part: float) -> float:
-    """The value below which `part` of them are."""
-    return sorted(values)[min(len(values) - 1, int(part * len(values)))]
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import socket
 import statistics
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
+from intervals import percentile
 
 from bento_tor.errors import BentoError
 from bento_tor.policy.limits import Limits
@@ -172,11 +172,6 @@ def pss_mb(image: images.Image, functions: int) -> float:
         control.close()
         os.close(log)
     return float(total) / functions / MIB
-
-
-def percentile(values: list[float], part: float) -> float:
-    """The smallest value that `part` of them do not pass (nearest rank)."""
-    return sorted(values)[math.ceil(part * len(values)) - 1]
 
 
 def stolen_part(before: Any, after: Any) -> float:
