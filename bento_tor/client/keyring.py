@@ -82,10 +82,12 @@ class Keyring(msgspec.Struct, forbid_unknown_fields=True):
         found = (name for name, kept in self.sessions.items() if (kept.box, kept.session) == (box, token))
         return next(found, None)
 
-    def end_session(self, name: str, state: str, log: bytes) -> None:
-        """It has ended. Its log stays, until newer ones have taken its place."""
+    def end_session(self, name: str, state: str, log: bytes, offset: int) -> None:
+        """It has ended, its output read up to `offset`. Its log stays, until newer ones have taken its place."""
         kept = self.sessions.pop(name)
-        self.sessions[name] = msgspec.structs.replace(kept, state=state, log=log, pid=0)
+        self.sessions[name] = msgspec.structs.replace(
+            kept, state=state, log=log, pid=0, offset=max(kept.offset, offset)
+        )
         ended = [key for key, value in self.sessions.items() if value.state != RUNNING]
         for key in ended[:-MAX_ENDED]:
             del self.sessions[key]

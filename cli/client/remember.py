@@ -54,11 +54,10 @@ def note_left(name: str, offset: int = 0) -> None:
 
 def note_end(name: str, outcome: Outcome, session: Session) -> None:
     """It has ended, and its output has been read."""
-    _replace(name, offset=session.offset)
     if name:
         with keyring.changing() as ring:
             if name in ring.sessions:
-                ring.end_session(name, outcome.word, session.log)
+                ring.end_session(name, outcome.word, session.log, session.offset)
 
 
 def forget_function(name: str) -> None:

@@ -101,7 +101,7 @@ def test_a_missing_shutdown_token_is_filled_in_for_the_same_function_only() -> N
 def test_only_the_newest_ended_sessions_are_kept() -> None:
     ring = Keyring()
     for number in range(MAX_ENDED + 5):
-        ring.end_session(ring.add_session("f", KeptSession("box", "f", bytes([number]) * 32)), "returned", b"")
+        ring.end_session(ring.add_session("f", KeptSession("box", "f", bytes([number]) * 32)), "returned", b"", 0)
     running = ring.add_session("f", KeptSession("box", "f", b"r" * 32))
     assert len(ring.sessions) == MAX_ENDED + 1 and running in ring.sessions
     assert min(kept.session[0] for kept in ring.sessions.values()) == 5
