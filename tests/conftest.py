@@ -89,10 +89,11 @@ def identity_keys() -> Iterator[None]:
         os.environ["PATH"] = path
 
 
-def _network() -> Iterator[Network]:
+@contextmanager
+def _network(settings: NetworkSettings) -> Iterator[Network]:
     base = Path(tempfile.mkdtemp(prefix="bento-net-"))
     try:
-        yield up(NetworkSettings(), base / "network", owner_pid=os.getpid())
+        yield up(settings, base / "network", owner_pid=os.getpid())
     finally:
         down(base / "network")
         shutil.rmtree(base)
@@ -101,14 +102,17 @@ def _network() -> Iterator[Network]:
 @pytest.fixture(scope="session")
 def tor_network() -> Iterator[Network]:
     """A real network of the default size, shared by all tests of the run: leave it as you found it."""
-    yield from _network()
+    with _network(NetworkSettings()) as network:
+        yield network
 
 
 @pytest.fixture
 def own_network() -> Iterator[Network]:
-    """The same for one test that leaves marks. A relay that came and went is one: authorities list it for 45
-    minutes more, and with so few relays one first connection in five to an onion service then hangs."""
-    yield from _network()
+    """One with two clients for a test that leaves marks. A tor that was killed is one; so is a relay that came and
+    went: authorities list it for 45 minutes more, and with so few relays one first connection in five to an onion
+    service then hangs."""
+    with _network(NetworkSettings(clients=2)) as network:
+        yield network
 
 
 @pytest.fixture

@@ -8,16 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -27,7 +24,7 @@ from bento_tor.controller.launch import launch
 from bento_tor.controller.processes import ProcessId
 from bento_tor.controller.streams import check_reachable
 from bento_tor.errors import TorError
-from bento_tor.network import Network, NetworkSettings, Node, down, up
+from bento_tor.network import Network, Node
 from bento_tor.network.start import DEFAULTS_FILE
 
 pytestmark = [pytest.mark.tor, pytest.mark.sandbox]
@@ -273,17 +270,6 @@ def chosen(number: int, rng: random.Random) -> tuple[type[Job], Callable[[World,
     if number < len(FIRST):
         return FIRST[number]
     return rng.choice([OutputJob, *JOBS]), rng.choice(FAULTS)
-
-
-@pytest.fixture(scope="module")
-def own_network() -> Iterator[Network]:
-    """A network of this file's own: its tors are killed."""
-    base = Path(tempfile.mkdtemp(prefix="bento-faults-"))
-    try:
-        yield up(NetworkSettings(clients=2), base / "network", owner_pid=os.getpid())
-    finally:
-        down(base / "network")
-        shutil.rmtree(base)
 
 
 def test_faults_half_way_lose_nothing_and_double_nothing(own_network: Network, new_box, rounds) -> None:
