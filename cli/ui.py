@@ -167,11 +167,12 @@ def meters(*, show: bool) -> Iterator[Callable[[str, int | None], Meter]]:
     if _quiet or not show or not sys.stderr.isatty():
         yield lambda text, total_bytes: Meter(None, text, total_bytes)
         return
-    from rich import console, progress
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
 
-    told = [progress.DownloadColumn(), progress.TransferSpeedColumn(), progress.TimeRemainingColumn()]
-    columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), *told]
-    with progress.Progress(*columns, console=console.Console(stderr=True), transient=True) as bar:
+    columns = [BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
+    with Bar(TextColumn("{task.description}"), *columns, console=Console(stderr=True), transient=True) as bar:
         yield partial(Meter, bar)
 
 
