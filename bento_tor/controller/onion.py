@@ -33,6 +33,9 @@ _VERSION = b"\x03"
 _CHECKSUM_PREFIX = b".onion checksum"
 _ADDRESS = re.compile(r"[a-z2-7]{56}")
 _FETCH_AGAIN_S = 2.0
+# tor starts no service before it has built a circuit, and forgets that it has when its directory lacks too much for a
+# moment. A client at rest has all circuits that it wants, builds no other, and the service would wait for ever.
+_CIRCUIT_AFTER_S = 3.0
 
 Report = Callable[[str], None]
 
@@ -225,7 +228,7 @@ def publish(
         streams, pow_words = defences.streams_words, defences.pow_words
         tor.ask(f"ADD_ONION ED25519-V3:{key}{flags}{streams} Port={port},{target}{auth}{pow_words}")
         try:
-            _until_uploaded(events, address, deadline, timeout_s, report)
+            _until_uploaded(tor, events, address, deadline, timeout_s, report)
         except BaseException:
             if tor.alive:
                 withdraw(tor, address)
@@ -274,14 +277,22 @@ def wait_uploaded(tor: Tor, address: str, *, timeout_s: float) -> None:
         raise _unpublished(address, timeout_s, uploads.reason)
 
 
-def _until_uploaded(events: Events, address: str, deadline: float, timeout_s: float, report: Report | None) -> None:
+def _until_uploaded(
+    tor: Tor, events: Events, address: str, deadline: float, timeout_s: float, report: Report | None
+) -> None:
     def tell(event: HsDescEvent) -> bool:
         if report is not None:
             report(f"descriptor: {event.action.lower()}")
         return False
 
     uploads = Uploads()
-    if not watch(events, _name(address), uploads, deadline, tell) and not uploads.confirmed:
+    while (now := time.monotonic()) < deadline:
+        if watch(events, _name(address), uploads, min(deadline, now + _CIRCUIT_AFTER_S), tell):
+            return
+        if not uploads.descriptors:
+            with suppress(TorError):  # it has no directory yet; a connection that is over is noticed by `watch`
+                tor.ask("EXTENDCIRCUIT 0")
+    if not uploads.confirmed:
         raise _unpublished(address, timeout_s, uploads.reason)
 
 
