@@ -35,6 +35,10 @@ BOX = "box"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _QUIET_S = 3.0
 _AGAIN_S = 8.0
+# A directory refuses a descriptor whose revision is not above that of the one that it has, and tor counts revisions in
+# seconds. Of two changes in one second the later is refused, and stays so until tor uploads again by itself, an hour or
+# two later: a key that was revoked would open the service till then.
+_APART_S = 1.1
 _ASKED_ALL = "QUERY_NO_HSDIR"
 
 
@@ -163,10 +167,13 @@ def put_up(
 ) -> None:
     """Put it up, or again with what has changed; returns when a directory has its descriptor. A single-hop service is
     one of kind `dir`: tor 0.4.9.11 builds circuits of four hops for what ADD_ONION puts up, with NonAnonymous too.
+    One that is up is changed a second after the last change at the earliest.
 
     Raises TorError where tor refuses, TorTimeout, ConfigError where tor's folder is out of reach."""
     address = onion.onion_address(seed)
     onion.check_hops(tor, single_hop=service.single_hop)
+    if is_up(tor, service, address):
+        time.sleep(_APART_S)
     if service.kind == "dir":
         folder = service_dir(tor, service.name)
         if not onion.maybe_place_key(folder, seed) and not _holds(folder, seed):
@@ -227,6 +234,7 @@ def read_again(tor: Tor, folder: str) -> bool:
     services = relay.read_settings(tor).services
     if ("HiddenServiceDir", folder) not in services:
         return False
+    time.sleep(_APART_S)
     tor.set_conf(services)
     return True
 
