@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -27,7 +28,7 @@ from bento_tor.controller.own_tor import OwnTor, own_tor
 from bento_tor.controller.paths import Consensus, Relay, find_relay
 from bento_tor.controller.relay import EXIT_PORT
 from bento_tor.controller.streams import SocksStream
-from bento_tor.errors import BentoError, ConnectError, TorError
+from bento_tor.errors import BentoError, ConfigError, ConnectError, TorError
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ class ExitRoute:
         kept = running.circuits.keep(find_relay(running.consensus, address.host), word)
         before = kept.circuit_id
         path = kept.ready(timeout_s=self._timeout_s)
+        self._keep_guard(running.circuits.guard)
         if kept.circuit_id != before:
             self._report(f"circuit: {words_of(path.hops)}")
         return kept, running.own
@@ -125,6 +127,28 @@ class ExitRoute:
                 self._maybe_running = self._start()
             return self._maybe_running
 
+    @property
+    def _guard_file(self) -> Path:
+        return self._folder / "data" / "guard"  # that folder is for its owner only
+
+    def _kept_guard(self) -> str:
+        """The fingerprint of the guard of the commands before, of which several may run at once; empty: of none."""
+        try:
+            return self._guard_file.read_text(encoding="ascii").strip()
+        except (FileNotFoundError, UnicodeDecodeError):
+            return ""
+
+    def _keep_guard(self, fingerprint: str) -> None:
+        with self._starting:
+            if not fingerprint or fingerprint == self._kept_guard():
+                return
+            staged = self._guard_file.with_name(f"guard-{os.getpid()}")
+            try:
+                staged.write_text(f"{fingerprint}\n", encoding="ascii")
+                staged.replace(self._guard_file)
+            except OSError as why:
+                raise ConfigError(f"cannot keep the entry guard in {staged.parent}: {why.strerror}") from why
+
     def _start(self) -> _Running:
         self._report("starting a tor of our own")
 
@@ -133,7 +157,7 @@ class ExitRoute:
 
         with ExitStack() as stack:
             own = stack.enter_context(own_tor(self._folder, self._lines, timeout_s=self._timeout_s, report=tell))
-            circuits = stack.enter_context(Circuits(own.tor))
+            circuits = stack.enter_context(Circuits(own.tor, self._kept_guard()))
             running = _Running(own, circuits, read_consensus(own.tor))
             self._stack = stack.pop_all()
             return running

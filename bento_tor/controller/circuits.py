@@ -83,10 +83,14 @@ def learn(tor: Tor, relay: Relay) -> Relay:
 
 
 class Circuits:
-    """The circuits that are kept on one tor of our own, and the thread that watches it. A context manager."""
+    """The circuits that are kept on one tor of our own, and the thread that watches it. A context manager.
 
-    def __init__(self, tor: Tor) -> None:
+    `guard`: the fingerprint of the first hop that was used before; it stays the first choice while it is among tor's
+    guards. tor's order alone changes as it tries one more of them. Empty: the best by that order, from then on."""
+
+    def __init__(self, tor: Tor, guard: str = "") -> None:
         self.tor = tor
+        self.guard = guard
         self.changed = threading.Condition()
         self.over = False  # nobody watches any more
         self._built: set[str] = set()
@@ -244,8 +248,10 @@ class KeptCircuit:
     def _choose(self) -> Path:
         tor = self._circuits.tor
         facts = read_path_facts(tor)
+        guards = sorted(facts.guards, key=lambda each: each != self._circuits.guard)
+        self._circuits.guard = guards[0] if guards else ""
         chance = secrets.SystemRandom().random
-        return choose_path(facts.consensus, self.last, facts.guards, facts.rules, partial(learn, tor), chance)
+        return choose_path(facts.consensus, self.last, guards, facts.rules, partial(learn, tor), chance)
 
     def _build(self, path: Path, deadline: float) -> str:
         """Why it failed; empty: it stands, and is ours."""
