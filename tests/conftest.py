@@ -352,7 +352,12 @@ class RunningBox:
         assert self.process.stdout is not None
         poll = select.poll()
         poll.register(self.process.stdout, select.POLLIN)
-        assert poll.poll(60_000), self.words()
+        if not poll.poll(60_000):
+            words = self.words()
+            self.kill()
+            self.process.stdout.close()
+            self.log.close()
+            pytest.fail(f"no box within a minute; it said: {words}")
         line = self.process.stdout.readline()
         self.told = json.loads(line) if line else {}
 

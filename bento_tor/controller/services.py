@@ -176,11 +176,8 @@ def put_up(
         time.sleep(_APART_S)
     if service.kind == "dir":
         folder = service_dir(tor, service.name)
-        if not onion.maybe_place_key(folder, seed) and not _holds(folder, seed):
-            raise ConfigError(
-                f"tor's folder {folder.parent} cannot be written",
-                hint="run this as root or as tor's user, or leave --dir out",
-            )
+        if not onion.maybe_place_key(folder, seed):
+            _check_key(folder, seed)
         client_auth.write_authorized(folder, access.keys)
         settle_dir(tor, str(folder), torrc_lines(service, str(folder)))
         onion.wait_uploaded(tor, address, timeout_s=timeout_s)
@@ -315,8 +312,13 @@ def _maybe_info(tor: Tor, key: str) -> str:
         return ""
 
 
-def _holds(folder: Path, seed: bytes) -> bool:
+def _check_key(folder: Path, seed: bytes) -> None:
+    """Raises ConfigError where the key in there is not this one."""
     try:
-        return (folder / "hs_ed25519_secret_key").read_bytes() == onion.service_key_file(seed)
-    except OSError:
-        return False
+        found = (folder / "hs_ed25519_secret_key").read_bytes()
+    except OSError as why:
+        hint = "run this as root or as tor's user, or leave --dir out"
+        raise ConfigError(f"tor's folder {folder.parent} cannot be written", hint=hint) from why
+    if found != onion.service_key_file(seed):
+        hint = "give this one another name, or take that folder away if nobody needs its address any more"
+        raise ConfigError(f"{folder} holds the key of another service", hint=hint)

@@ -80,7 +80,9 @@ def operator(bento: Bento, tor_network: Network, short_path: Path) -> Operator:
 
 @pytest.mark.tor
 @pytest.mark.parametrize("kind", [[], ["--dir"]], ids=["detached", "dir"])
-def test_a_service_from_its_making_to_its_end(operator: Operator, target: str, kind: list[str]) -> None:
+def test_a_service_from_its_making_to_its_end(
+    operator: Operator, target: str, kind: list[str], bento: Bento, tor_network: Network, short_path: Path
+) -> None:
     made = told(operator("create", "web", "--target", target, "--pow", "7", *kind, "--json"))
     address = made["address"]
     try:
@@ -101,6 +103,10 @@ def test_a_service_from_its_making_to_its_end(operator: Operator, target: str, k
     assert removed["was_up"] and removed["key_kept"]
     gone = operator("check", address)
     assert gone.returncode == 6 and "its descriptor is there" in gone.stderr, gone.stderr
+    if kind:
+        # Its folder stays with tor, and nobody else's key goes into it.
+        other = Operator(bento, tor_network, short_path / "other")("create", "web", "--target", target, *kind)
+        assert other.returncode == 3 and "the key of another service" in other.stderr, other.stderr
 
 
 @pytest.mark.tor
