@@ -108,7 +108,7 @@ class ExitRoute:
         kept = running.circuits.keep(find_relay(running.consensus, address.host), word)
         before = kept.circuit_id
         path = kept.ready(timeout_s=self._timeout_s)
-        self._keep_guard(running.circuits.guard)
+        self._keep_guards(running.circuits.guards)
         if kept.circuit_id != before:
             self._report(f"circuit: {words_of(path.hops)}")
         return kept, running.own
@@ -128,26 +128,26 @@ class ExitRoute:
             return self._maybe_running
 
     @property
-    def _guard_file(self) -> Path:
-        return self._folder / "data" / "guard"  # that folder is for its owner only
+    def _guards_file(self) -> Path:
+        return self._folder / "data" / "guards"  # that folder is for its owner only
 
-    def _kept_guard(self) -> str:
-        """The fingerprint of the guard of the commands before, of which several may run at once; empty: of none."""
+    def _kept_guards(self) -> tuple[str, ...]:
+        """The fingerprints of the guards of the commands before, of which several may run at once; the first first."""
         try:
-            return self._guard_file.read_text(encoding="ascii").strip()
+            return tuple(self._guards_file.read_text(encoding="ascii").split())
         except (FileNotFoundError, UnicodeDecodeError):
-            return ""
+            return ()
 
-    def _keep_guard(self, fingerprint: str) -> None:
+    def _keep_guards(self, fingerprints: tuple[str, ...]) -> None:
         with self._starting:
-            if not fingerprint or fingerprint == self._kept_guard():
+            if fingerprints == self._kept_guards():
                 return
-            staged = self._guard_file.with_name(f"guard-{os.getpid()}")
+            staged = self._guards_file.with_name(f"guards-{os.getpid()}")
             try:
-                staged.write_text(f"{fingerprint}\n", encoding="ascii")
-                staged.replace(self._guard_file)
+                staged.write_text("\n".join(fingerprints) + "\n", encoding="ascii")
+                staged.replace(self._guards_file)
             except OSError as why:
-                raise ConfigError(f"cannot keep the entry guard in {staged.parent}: {why.strerror}") from why
+                raise ConfigError(f"cannot keep the entry guards in {staged.parent}: {why.strerror}") from why
 
     def _start(self) -> _Running:
         self._report("starting a tor of our own")
@@ -157,7 +157,7 @@ class ExitRoute:
 
         with ExitStack() as stack:
             own = stack.enter_context(own_tor(self._folder, self._lines, timeout_s=self._timeout_s, report=tell))
-            circuits = stack.enter_context(Circuits(own.tor, self._kept_guard()))
+            circuits = stack.enter_context(Circuits(own.tor, self._kept_guards()))
             running = _Running(own, circuits, read_consensus(own.tor))
             self._stack = stack.pop_all()
             return running

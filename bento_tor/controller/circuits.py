@@ -85,12 +85,12 @@ def learn(tor: Tor, relay: Relay) -> Relay:
 class Circuits:
     """The circuits that are kept on one tor of our own, and the thread that watches it. A context manager.
 
-    `guard`: the fingerprint of the first hop that was used before; it stays the first choice while it is among tor's
-    guards. tor's order alone changes as it tries one more of them. Empty: the best by that order, from then on."""
+    `guards`: fingerprints in the order in which they were met before; of those that tor offers now the first is used.
+    tor's own order changes as it tries one more of them."""
 
-    def __init__(self, tor: Tor, guard: str = "") -> None:
+    def __init__(self, tor: Tor, guards: Sequence[str] = ()) -> None:
         self.tor = tor
-        self.guard = guard
+        self.guards = tuple(guards)
         self.changed = threading.Condition()
         self.over = False  # nobody watches any more
         self._built: set[str] = set()
@@ -248,8 +248,10 @@ class KeptCircuit:
     def _choose(self) -> Path:
         tor = self._circuits.tor
         facts = read_path_facts(tor)
-        guards = sorted(facts.guards, key=lambda each: each != self._circuits.guard)
-        self._circuits.guard = guards[0] if guards else ""
+        known = self._circuits.guards
+        # One that is down now keeps its place.
+        self._circuits.guards = known = (*known, *(each for each in facts.guards if each not in known))
+        guards = [each for each in known if each in facts.guards]
         chance = secrets.SystemRandom().random
         return choose_path(facts.consensus, self.last, guards, facts.rules, partial(learn, tor), chance)
 

@@ -222,7 +222,7 @@ def test_guards_are_the_same_for_a_second_command_at_once_and_next_time(
     kept = beside.network.own_folder / "data" / "state"
     guard = route.path(beside.address)[0]
     eventually(lambda: guard.fingerprint in kept.read_text())
-    assert (beside.network.own_folder / "data" / "guard").read_text().strip() == guard.fingerprint
+    assert guard.fingerprint in (beside.network.own_folder / "data" / "guards").read_text()
     with beside.route() as second:
         assert second.path(beside.address)[0].fingerprint == guard.fingerprint
         assert len(list(beside.network.own_folder.glob("copy-*"))) == 1
