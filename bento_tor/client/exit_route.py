@@ -108,8 +108,8 @@ class ExitRoute:
         kept = running.circuits.keep(find_relay(running.consensus, address.host), word)
         before = kept.circuit_id
         path = kept.ready(timeout_s=self._timeout_s)
-        self._keep_guards(running.circuits.guards)
         if kept.circuit_id != before:
+            self._keep_guards(running.circuits.guards)
             self._report(f"circuit: {words_of(path.hops)}")
         return kept, running.own
 

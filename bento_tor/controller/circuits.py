@@ -27,6 +27,7 @@ from bento_tor.controller.paths import (
     Relay,
     Rules,
     choose_path,
+    extend_order,
     parse_consensus,
     parse_family,
     parse_guards,
@@ -248,10 +249,8 @@ class KeptCircuit:
     def _choose(self) -> Path:
         tor = self._circuits.tor
         facts = read_path_facts(tor)
-        known = self._circuits.guards
-        # One that is down now keeps its place.
-        self._circuits.guards = known = (*known, *(each for each in facts.guards if each not in known))
-        guards = [each for each in known if each in facts.guards]
+        self._circuits.guards = extend_order(self._circuits.guards, facts.guards)
+        guards = [each for each in self._circuits.guards if each in facts.guards]
         chance = secrets.SystemRandom().random
         return choose_path(facts.consensus, self.last, guards, facts.rules, partial(learn, tor), chance)
 

@@ -132,6 +132,11 @@ def parse_guards(text: str) -> tuple[str, ...]:
     return tuple(found["up"] + found["never-connected"])
 
 
+def extend_order(known: Sequence[str], offered: Sequence[str]) -> tuple[str, ...]:
+    """The order in which guards were met: `known`, also those not offered now, then what is new of `offered`."""
+    return (*known, *(each for each in offered if each not in known))
+
+
 def parse_family(microdescriptor: str) -> tuple[frozenset[str], frozenset[str]]:
     """The relays that a microdescriptor names as its family (fingerprints only), and its family ids."""
     family: set[str] = set()

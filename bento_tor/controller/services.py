@@ -38,7 +38,7 @@ _AGAIN_S = 8.0
 # A directory refuses a descriptor whose revision is not above that of the one that it has, and tor counts revisions in
 # seconds. Of two changes in one second the later is refused, and stays so until tor uploads again by itself, an hour or
 # two later: a key that was revoked would open the service till then.
-_APART_S = 1.1
+APART_S = 1.1
 _ASKED_ALL = "QUERY_NO_HSDIR"
 
 
@@ -173,7 +173,7 @@ def put_up(
     address = onion.onion_address(seed)
     onion.check_hops(tor, single_hop=service.single_hop)
     if is_up(tor, service, address):
-        time.sleep(_APART_S)
+        time.sleep(APART_S)
     if service.kind == "dir":
         folder = service_dir(tor, service.name)
         if not onion.maybe_place_key(folder, seed):
@@ -231,7 +231,7 @@ def read_again(tor: Tor, folder: str) -> bool:
     services = relay.read_settings(tor).services
     if ("HiddenServiceDir", folder) not in services:
         return False
-    time.sleep(_APART_S)
+    time.sleep(APART_S)
     tor.set_conf(services)
     return True
 

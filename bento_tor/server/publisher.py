@@ -28,8 +28,7 @@ log = logging.getLogger(__name__)
 _PUBLISH_S = 120.0
 _FIRST_RETRY_S = 1.0
 _LAST_RETRY_S = 30.0
-# Also how far two changes of whom it lets in are apart: see services.py.
-_POLL_S = 1.1
+_POLL_S = services.APART_S
 
 
 class Publisher:

@@ -19,6 +19,7 @@ from bento_tor.controller.paths import (
     Rules,
     choose_path,
     draw,
+    extend_order,
     find_relay,
     middle_weights,
     parse_consensus,
@@ -93,6 +94,12 @@ def test_guards_that_are_up_come_first_and_those_that_are_down_do_not() -> None:
     ]
     lines += [f"${fingerprint(4)}~r4 unusable 2026-01-01", f"${fingerprint(5)} up", "garbage", ""]
     assert parse_guards("\n".join(lines)) == (fingerprint(2), fingerprint(5), fingerprint(1))
+
+
+def test_guards_keep_the_order_in_which_they_were_met() -> None:
+    first = extend_order((), "bd")
+    assert extend_order(first, "abd") == ("b", "d", "a"), "tor lists one more, and lists it first"
+    assert extend_order(first, "c") == ("b", "d", "c"), "those that are down keep their places"
 
 
 def test_a_family_is_read_by_fingerprints_only() -> None:

@@ -22,8 +22,8 @@ from bento_tor.network import Network
 
 Bento = Callable[..., CompletedProcess[str]]
 
-# Clients of a service that was put up again ask its old introduction points first, and hear nothing; one connection in
-# a hundred hears nothing anyhow. Another try helps.
+# Clients of a service that was put up again ask its old introduction points first, and hear nothing; with bad luck a
+# first connection too. Another try helps.
 CHECK_S = "20"
 WITHIN_S = 240.0
 
