@@ -18,8 +18,9 @@ setup-test:
 demo: setup
 	@$(BENTO) demo
 
+# A test that fails is tried once more, three of a run at most: both times are printed, whatever came of the second.
 test: setup-test lint
-	@$(VENV)/bin/python -Im pytest
+	@$(VENV)/bin/python -Im pytest --reruns 1 --max-suite-reruns 3 --rerun-show-tracebacks
 
 # What needs neither tor nor a jail: seconds.
 test-fast: setup-dev
