@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 
 def run() -> None:
@@ -14,9 +15,12 @@ def run() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from bento_tor.cli.main import main
 
-    if ours:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    main()
+    try:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        main()
+    except KeyboardInterrupt:  # between two of main's own
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import psutil
 import pytest
 from packaging.requirements import Requirement
@@ -43,6 +44,9 @@ ROOT = HERE.parent
 # that, and ours shall not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# Nothing in the tests asserts a time; on a busy machine any example may take one.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 # A run starts commands and boxes by the thousand: none shall compile all of bento-tor for itself.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

@@ -71,11 +71,13 @@ class Rules(_Message, frozen=True):
     exit_policy  as the relay's tor states it; None: unknown, so nothing is accepted
     operator     the operator's lines (policy/destinations.py has their grammar)
     own          the relay's addresses; those of the host's interfaces the broker finds itself
+    number       which statement this is: the answer names it
     """
 
     exit_policy: str | None
     operator: tuple[Line, ...] = ()
     own: tuple[Host, ...] = ()
+    number: Number = 0
 
 
 class Grant(_Message, frozen=True):
@@ -104,7 +106,9 @@ class Carried(_Message, frozen=True):
 
 
 class Ruled(_Message, frozen=True):
-    """Broker to keeper: the rules last stated hold, for new connections and running ones."""
+    """Broker to keeper: the rules of statement `number` hold, for new connections and running ones."""
+
+    number: Number
 
 
 FromKeeper = Listener | Ended | Rules
@@ -114,7 +118,6 @@ T = TypeVar("T")
 _FROM_KEEPER: msgspec.msgpack.Decoder[FromKeeper] = msgspec.msgpack.Decoder(FromKeeper)
 _FROM_BOX = msgspec.msgpack.Decoder(Grant)
 _FROM_BROKER: msgspec.msgpack.Decoder[FromBroker] = msgspec.msgpack.Decoder(FromBroker)
-_RULED = msgspec.msgpack.encode(Ruled())
 
 
 def encode(message: FromKeeper | Grant | FromBroker | Ruled) -> bytes:
@@ -137,9 +140,9 @@ def maybe_from_broker(packet: bytes) -> FromBroker | None:
     return _maybe_decode(packet, _FROM_BROKER)
 
 
-def is_ruled(packet: bytes) -> bool:
-    """Whether the broker tells the keeper that its rules hold: the one thing that it tells."""
-    return packet == _RULED
+def is_ruled(packet: bytes, number: int) -> bool:
+    """Whether the broker tells the keeper that the rules of this statement hold: the one thing that it tells."""
+    return packet == encode(Ruled(number))
 
 
 def _maybe_decode(packet: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T | None:

@@ -10,8 +10,11 @@ import asyncio
 import logging
 import select
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
+
+import msgspec
 
 from bento_tor.egress import grants
 from bento_tor.egress.grants import Ended, FromBroker, Grant, Listener, Rules
@@ -27,6 +30,7 @@ class KeeperLine:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._sock.setblocking(False)
+        self._stated = 0
 
     def offer(self, number: int, listener: socket.socket) -> None:
         """Session `number` runs behind this listening socket. The caller closes its copy."""
@@ -41,11 +45,11 @@ class KeeperLine:
     def set_rules(self, rules: Rules) -> bool:
         """State what `exit` egress may reach, and wait until it does hold. False: the broker did not take it, or has
         gone. One thread at a time."""
-        packet = grants.encode(rules)
+        self._stated += 1
+        packet = grants.encode(msgspec.structs.replace(rules, number=self._stated))
         if len(packet) > grants.MAX_PACKET_BYTES:
             log.error("the exit policy is too long to be handed on: egress is closed")
-            packet = grants.encode(Rules(None))
-        self._forget_late()
+            packet = grants.encode(Rules(None, number=self._stated))
         try:
             self._sock.send(packet)
         except OSError:
@@ -56,19 +60,18 @@ class KeeperLine:
         """Hang up: the broker ends."""
         self._sock.close()
 
-    def _forget_late(self) -> None:
-        """An answer that came when nobody waited any more is not the next one's."""
-        with suppress(OSError):
-            while self._sock.recv(grants.MAX_PACKET_BYTES):
-                pass
-
     def _is_ruled(self) -> bool:
-        poll = select.poll()
+        """Late answers to earlier statements pass by: they say nothing of this one."""
+        poll, deadline = select.poll(), time.monotonic() + _RULED_S
         poll.register(self._sock, select.POLLIN)
         try:
-            return bool(poll.poll(_RULED_S * 1000)) and grants.is_ruled(self._sock.recv(grants.MAX_PACKET_BYTES))
+            while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                packet = self._sock.recv(grants.MAX_PACKET_BYTES)
+                if not packet or grants.is_ruled(packet, self._stated):
+                    return bool(packet)
         except OSError:
-            return False
+            pass
+        return False
 
 
 class BoxLine:

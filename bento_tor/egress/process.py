@@ -158,7 +158,7 @@ def _hear_keeper(broker: Broker, keeper: socket.socket, packet: bytes, fds: list
     elif message is not None:
         broker.set_rules(message)
         with suppress(OSError):  # a keeper that waits no more needs no answer
-            keeper.send(grants.encode(Ruled()))
+            keeper.send(grants.encode(Ruled(message.number)))
     return message is not None
 
 

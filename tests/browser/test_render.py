@@ -84,8 +84,8 @@ GREEN_PAGES = [
 @pytest.mark.parametrize(("path", "end", "status", "left_out"), GREEN_PAGES, ids=[row[0] for row in GREEN_PAGES])
 def test_there_is_a_picture_in_time_whatever_the_page_does(render, picture, path, end, status, left_out):
     began = time.monotonic()
-    facts, document = render(WEB + path, timeout=6)
-    assert time.monotonic() - began < 12
+    facts, document = render(WEB + path, timeout=12)
+    assert time.monotonic() - began < 24
     assert (facts["url"], facts["status"], facts["error"], facts["left_out"]) == (WEB + end, status, None, left_out)
     _, _, rows = picture.decode(document)
     assert GREEN in {picture.point(rows, 50, y) for y in (50, 130)}
@@ -104,7 +104,7 @@ NO_PAGES = [
 
 @pytest.mark.parametrize(("url", "status", "error"), NO_PAGES, ids=[row[0] for row in NO_PAGES])
 def test_where_there_is_no_page_there_is_a_sentence(render, url, status, error):
-    facts, document = render(url, timeout=5)
+    facts, document = render(url, timeout=12)
     assert (facts["status"], facts["error"], facts["parts"], document) == (status, error, [], b"")
 
 
@@ -132,7 +132,7 @@ def test_hosts_of_the_manifest_decide_what_is_loaded(render, picture):
     facts, document = render(f"{WEB}/frames", hosts=("web.example.com", "3.frames.example.com"))
     assert facts["error"] is None and facts["left_out"] == 11
     assert picture.size(document) == (1280, 800)
-    facts, _ = render(f"{WEB}/green", hosts=("other.example.com",), timeout=5)
+    facts, _ = render(f"{WEB}/green", hosts=("other.example.com",))
     assert facts["error"] == "it cannot be had: ERR_SOCKS_CONNECTION_FAILED"
 
 

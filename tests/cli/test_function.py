@@ -226,7 +226,7 @@ def test_egress_exit_has_rules_of_its_own(function: Bento, image, tmp_path: Path
     text = (
         "# /// script\n# [tool.bento]\n# egress = 'exit'\n# ///\ndef f():\n"
         "    for place in (('192.168.0.1', 80), ('10.0.0.1', 80), ('198.51.100.7', 25), ('198.51.100.7', 80)):\n"
-        "        try:\n            api.connect(*place, 1)\n"
+        "        try:\n            api.connect(*place, 20)\n"
         "        except PermissionError:\n            api.send('no')\n"
         "        except OSError:\n            api.send('not there')\n"
     )
@@ -250,6 +250,13 @@ def test_what_cannot_be_tested_is_said(function: Bento, arguments: list[str], st
     done = function("test", *arguments)
     assert (done.returncode, done.stdout) == (status, "")
     assert words in done.stderr
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Running:
@@ -277,7 +284,7 @@ class Running:
         _, said = self.process.communicate(timeout=60)
         assert "Traceback" not in said
         eventually(lambda: os.listdir(self.folder) == [], within_s=60.0)
-        eventually(lambda: not any(each.is_running() and each.status() != "zombie" for each in theirs), within_s=60.0)
+        eventually(lambda: not any(map(lives, theirs)), within_s=60.0)
         return self.process.returncode
 
 

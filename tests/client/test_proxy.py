@@ -168,7 +168,7 @@ def test_what_is_no_request_of_ours_ends_its_connection_and_nothing_else(sent: b
 
 
 def test_who_asks_for_nothing_is_put_out_and_there_are_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxies, "_GREETING_S", 0.5)
+    monkeypatch.setattr(proxies, "_GREETING_S", 2.0)
     monkeypatch.setattr(proxies, "MOST", 8)
     with serving(echoing) as (listener, errors):
         held = [local(listener, GREETING[:1]) for _ in range(8)]

@@ -121,7 +121,7 @@ def test_input_of_many_windows_survives_cuts_at_random_while_another_thread_read
 def test_several_sessions_of_one_box_come_back_together() -> None:
     function = Talk()
     with MemoryBox({"talk": function}) as there:
-        box, way = reach(there, [(NEVER, at) for at in (900, 600, 300)])
+        box, way = reach(there, [(NEVER, at) for at in (500, 250, 150)])
         with box:
             stored = box.upload(TALK)
             sessions = [stored.start(make_call("talk", str(number))) for number in range(5)]

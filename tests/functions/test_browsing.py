@@ -81,7 +81,7 @@ FAILURES += ["http://nowhere.example.com/", "https://web.example.com/"]
 # In `make soak` at full size, one at a time, and every page must be there; here many at once, on a machine that others
 # load.
 SOAK = bool(os.environ.get("BENTO_TOR_SOAK"))
-RELEASE_S = 12.0
+RELEASE_S = 16.0
 PADDING_BYTES = 1_000_000 if SOAK else 150_000
 AT_ONCE, AT_LEAST = (1, len(PAGES)) if SOAK else (8, 5)
 
