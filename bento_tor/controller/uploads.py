@@ -53,6 +53,10 @@ class Uploads:
         """Whether every directory has answered, for every descriptor."""
         return self.confirmed > 0 and len(self.descriptors) >= _DESCRIPTORS and not self.waiting
 
+    def is_over(self, now: float) -> bool:
+        """Whether nothing more is waited for: they settled, or it has been long enough since the first word."""
+        return self.settled or now >= self.settled_at
+
 
 def watch(events: Events, name: str, uploads: Uploads, deadline: float, done: Callable[[HsDescEvent], bool]) -> bool:
     """Whether, until the deadline, the uploads settled, or an event of the service was what `done` waits for.

@@ -18,6 +18,7 @@ from bento_tor.controller.endpoints import Endpoint
 from bento_tor.controller.events import HsDescEvent
 from bento_tor.controller.isolated import Circuit, close_isolated, isolated_circuits
 from bento_tor.controller.tor import Tor
+from bento_tor.controller.uploads import Uploads
 from bento_tor.errors import BentoError, TorError
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,8 @@ _LISTING_S = 60.0
 
 
 class Control:
-    """One tor. `uploaded` and `lost` are called from the thread that follows it: an address' descriptor has reached a
-    directory; tor has gone, and every service with it."""
+    """One tor. `uploaded` and `lost` are called from the thread that follows it: an address' descriptors have reached
+    the directories; tor has gone, and every service with it."""
 
     def __init__(self, endpoint: Endpoint, uploaded: Callable[[str], None], lost: Callable[[], None]) -> None:
         self._endpoint = endpoint
@@ -100,11 +101,16 @@ class Control:
                 self._reconnect()
 
     def _hear(self) -> None:
+        # Of everybody's services on that tor: who asks has no address yet as the first word comes.
+        uploads: dict[str, Uploads] = {}
         with self._tor.events("HS_DESC") as events:
             while not self._stop.is_set():
                 event = events.maybe_next(_POLL_S)
-                if isinstance(event, HsDescEvent) and event.action == "UPLOADED":
-                    self._uploaded(event.address)
+                if isinstance(event, HsDescEvent) and event.action in ("UPLOAD", "UPLOADED", "FAILED"):
+                    uploads.setdefault(event.address, Uploads()).take(event, time.monotonic())
+                for address in [each for each, told in uploads.items() if told.is_over(time.monotonic())]:
+                    del uploads[address]
+                    self._uploaded(address)
 
     def _reconnect(self) -> None:
         self._tor.close()

@@ -155,7 +155,7 @@ class Gate:
     # --- what tor says ----------------------------------------------------------------------------------------
 
     def uploaded(self, address: str) -> None:
-        """A directory has that service's descriptor."""
+        """The directories have that service's descriptors."""
         if address in self._services:
             self._services[address].uploaded.set()
         else:

@@ -116,6 +116,7 @@ def test_a_session_that_is_killed_leaves_nothing_in_tor(tor_network, new_box) ->
     text = "def f(onion):\n    api.tor.new_circuit()\n    s = api.tor.connect(onion, 80)\n    api.send(''); api.recv()"
     with running.connect() as there:
         serving, address = serve_page(there)
+        assert reads(tor_network, address)
         knocking = there.run(asking(text, "connect", "new_circuit"), make_call("f", address))
         assert next(iter(knocking)) == b""
         assert circuits_of_gates(tor_network)
@@ -146,6 +147,7 @@ def test_every_routine(tor_network, new_box) -> None:
     running = new_box(config=config(tor_network))
     with running.connect() as there:
         serving, address = serve_page(there)
+        assert reads(tor_network, address)
         session = there.run(asking(ALL, *NAMES), make_call("f", address))
         told, first, second, circuits, left = (message.decode() for message in session)
         assert session.wait().word == "returned", session.wait()
@@ -281,12 +283,13 @@ def gate_of(running) -> psutil.Process:
 
 
 def box_of(running) -> psutil.Process:
-    return children(running)[-1]
+    return children(running)[1]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="user ids of their own need root")
 def test_who_holds_the_control_connection(tor_network, new_box) -> None:
     running = new_box(config=config(tor_network))
+    until(lambda: running.sandboxes() == 1)  # the keeper is at rest
     gate, box = gate_of(running), box_of(running)
     assert gate.pid != box.pid
     uids = {process.uids().real for process in (gate, box)}
@@ -302,11 +305,11 @@ def test_who_holds_the_control_connection(tor_network, new_box) -> None:
 
 
 def sockets_of(process: psutil.Process) -> set[str]:
-    return {
-        target.removeprefix("socket:[").removesuffix("]")
-        for fd in Path(f"/proc/{process.pid}/fd").iterdir()
-        if (target := str(fd.readlink())).startswith("socket:[")
-    }
+    found = set()
+    for fd in Path(f"/proc/{process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since
+            found.add(str(fd.readlink()))
+    return {each.removeprefix("socket:[").removesuffix("]") for each in found if each.startswith("socket:[")}
 
 
 def connected_to(path: str) -> set[str]:
