@@ -25,6 +25,7 @@ from bento_tor.errors import Refused
 from bento_tor.policy.destinations import Destinations, is_named
 
 _PLACE_S = 10.0
+_ENDING_S, _LOOK_AGAIN_S = 2.0, 0.05
 _PIECE_BYTES = 64 * 1024
 # Errands at once: of one session, and of the whole box, each a process of some 10 MB.
 AT_ONCE, WORKERS_MAX = 4, 24
@@ -149,7 +150,9 @@ class Round:
         """One errand, from the place where it wants to go to the end of its worker."""
         with conn, suppress(OSError, TimeoutError):
             try:
-                place = self._judged(await _place(conn))
+                text = await _place(conn)
+                await self._until_free()
+                place = self._judged(text)
                 pid, line = self._courier.fork(conn, f"{place[0]}:{place[1]}")
             except Declined as why:
                 await asyncio.get_running_loop().sock_sendall(conn, words.refusal(why.word, why.message))
@@ -166,6 +169,13 @@ class Round:
                     self._courier.end_worker(pid)
                     for stream in streams:
                         stream.cancel()
+
+    async def _until_free(self) -> None:
+        """The one that a function has just closed, or heard the last word of, takes a moment to end."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _ENDING_S
+        while self._errands >= AT_ONCE and loop.time() < deadline:
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     def _judged(self, text: bytes) -> tuple[str, int]:
         """Where it may go. Raises Declined."""

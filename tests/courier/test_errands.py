@@ -165,6 +165,23 @@ def test_a_box_whose_policy_has_none_says_so_before_and_after_it_is_asked(box, a
         there.run(source)
 
 
+IN_TURN = """
+def f(address, token):
+    held = [api.box(address).run(token, "echo") for _ in range(4)]
+    for _ in range(8):
+        held[0].end(); held.pop(0).wait()
+        held.append(api.box(address).run(token, "echo"))
+    for session in held:
+        session.end(); session.wait()
+    return "all"
+"""
+
+
+def test_a_place_that_was_just_given_up_is_free(near, far, asking) -> None:
+    with stored(far, ECHO) as echo:
+        assert play(near, asking(IN_TURN), far.told["address"], echo.invocation) == ["all"]
+
+
 HOLD = """
 def f(address, token):
     sessions = [api.box(address).run(token, 'echo') for _ in range(2)]
@@ -185,7 +202,7 @@ def workers(box) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("how", ["the session ends", "the box is killed", "the keeper is killed"])
-def test_nothing_is_left_open(new_near, near, far, asking, switch, eventually, how) -> None:
+def test_nothing_is_left_open(new_near, near, far, asking, switch, eventually, lives, how) -> None:
     box = near if how == "the session ends" else new_near()
     with stored(far, ECHO) as echo, box.connect() as there:
         session = there.run(asking(HOLD), make_call("f", far.told["address"], echo.invocation))
@@ -200,7 +217,7 @@ def test_nothing_is_left_open(new_near, near, far, asking, switch, eventually, h
         else:
             box.kill()
         eventually(lambda: switch.standing == 0)
-        eventually(lambda: not any(each.is_running() and each.status() != "zombie" for each in left))
+        eventually(lambda: not any(map(lives, left)))
         if how == "the box is killed":
             box.process.wait(30)
 
