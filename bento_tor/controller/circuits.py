@@ -23,6 +23,7 @@ from functools import partial
 from bento_tor.controller.events import CircuitEvent, StreamEvent
 from bento_tor.controller.paths import (
     Consensus,
+    NoDescriptor,
     Path,
     Relay,
     Rules,
@@ -40,6 +41,8 @@ MAX_PATHS = 3
 # tor's own circuits seldom take a quarter of it (CircuitBuildTimeout begins at 60 s, and is learnt).
 _BUILD_S = 30.0
 _POLL_S = 0.5
+# The missing descriptors of a fresh tor come in a second or two; where they do not, others are drawn.
+_DESCRIPTORS_S = 10.0
 _MAX_ENDED = 1000
 # control-spec, CLOSESTREAM: the reasons of RELAY_END cells.
 _END_MISC = 1
@@ -69,12 +72,13 @@ def read_consensus(tor: Tor) -> Consensus:
     return parse_consensus(tor.get_info("dir/status-vote/current/consensus-microdesc"))
 
 
-def learn(tor: Tor, relay: Relay) -> Relay:
-    """That relay with its family and country, as far as this tor knows them. Raises TorError."""
-    microdescriptor = tor.msg(f"GETINFO md/id/{relay.fingerprint}")
-    if not microdescriptor.ok:
-        # tor would not extend to it either.
-        raise TorError(f"tor has no descriptor of the relay {relay.words} yet", hint="try again in a minute")
+def learn(tor: Tor, deadline: float, relay: Relay) -> Relay:
+    """That relay with its family and country, as far as this tor knows them. A tor that has just begun has not every
+    descriptor yet: until the deadline it is waited for. Raises NoDescriptor, TorError."""
+    while not (microdescriptor := tor.msg(f"GETINFO md/id/{relay.fingerprint}")).ok:
+        if time.monotonic() >= deadline:
+            raise NoDescriptor(f"tor has no descriptor of the relay {relay.words} yet", hint="try again in a minute")
+        time.sleep(_POLL_S)
     family, family_ids = parse_family(microdescriptor.text)
     country = ""
     if relay.addresses:
@@ -172,6 +176,10 @@ class Circuits:
 
     def _end(self, event: StreamEvent, kept: KeptCircuit) -> None:
         reason = event.keyword("REMOTE_REASON") or event.reason
+        if event.reason == "TIMEOUT":
+            # Not the relay's word: no answer came back through it. tor uses such a circuit no more, and neither do we.
+            kept.close()
+            reason = "DESTROY"
         kept.note_end(reason)
         if event.status == "DETACHED":
             # tor waits for us to attach it elsewhere; it belongs nowhere else.
@@ -212,7 +220,7 @@ class KeptCircuit:
             if self.circuit_id and self._maybe_path is not None:
                 return self._maybe_path
             for _ in range(MAX_PATHS):
-                self._maybe_path = self._maybe_path or self._choose()
+                self._maybe_path = self._maybe_path or self._choose(min(deadline, time.monotonic() + _DESCRIPTORS_S))
                 why = self._build(self._maybe_path, deadline)
                 if not why:
                     return self._maybe_path
@@ -225,7 +233,10 @@ class KeptCircuit:
         )
 
     def note_end(self, reason: str) -> None:
-        """A stream of this circuit's ended, for that reason of tor's."""
+        """A stream of this circuit's ended, for that reason of tor's. That one ended well explains no failure: it is
+        the one before."""
+        if reason == "DONE":
+            return
         with self._circuits.changed:
             self._end_reason = reason
             self._circuits.changed.notify_all()
@@ -246,13 +257,13 @@ class KeptCircuit:
         circuit_id, self._circuit_id = self._circuit_id, ""
         self._close(circuit_id)
 
-    def _choose(self) -> Path:
+    def _choose(self, deadline: float) -> Path:
         tor = self._circuits.tor
         facts = read_path_facts(tor)
         self._circuits.guards = extend_order(self._circuits.guards, facts.guards)
         guards = [each for each in self._circuits.guards if each in facts.guards]
         chance = secrets.SystemRandom().random
-        return choose_path(facts.consensus, self.last, guards, facts.rules, partial(learn, tor), chance)
+        return choose_path(facts.consensus, self.last, guards, facts.rules, partial(learn, tor, deadline), chance)
 
     def _build(self, path: Path, deadline: float) -> str:
         """Why it failed; empty: it stands, and is ours."""

@@ -13,6 +13,7 @@ import binascii
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from bento_tor.errors import ConfigError, TorError
@@ -24,6 +25,10 @@ _WEIGHT_SCALE = 10_000
 _FINGERPRINT = re.compile(r"\$?([0-9A-Fa-f]{40})")
 _NICKNAME = re.compile(r"[A-Za-z0-9]{1,19}")
 _UNKNOWN_COUNTRY = ("", "??")
+
+
+class NoDescriptor(TorError):
+    """tor has no descriptor of that relay, and could not extend to it either."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Path:
         return self.guard, self.middle, self.last
 
 
-# The same relay with its family and country.
+# The same relay with its family and country. Raises NoDescriptor.
 Learn = Callable[[Relay], Relay]
 
 
@@ -196,9 +201,11 @@ def choose_middle(
     does not fit, another is drawn, which comes to the same as drawing from those that fit. Raises TorError."""
     left = middle_weights(consensus, guard, last, rules)
     while left:
-        drawn = learn(draw(left, chance()))
-        if _fits_between(drawn, guard, last, rules):
-            return drawn
+        drawn = draw(left, chance())
+        with suppress(NoDescriptor):  # tor's own circuits pass over such a one, too
+            drawn = learn(drawn)
+            if _fits_between(drawn, guard, last, rules):
+                return drawn
         left = {relay: weight for relay, weight in left.items() if relay.fingerprint != drawn.fingerprint}
     raise TorError(f"no relay can stand between {guard.words} and {last.words}", hint="try again later")
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from bento_tor.controller.paths import (
     Consensus,
+    NoDescriptor,
     Path,
     Relay,
     Rules,
@@ -179,6 +180,19 @@ def test_hops_of_one_country_all_three_are_not_taken() -> None:
         assert choose(known, 1, [2], learn=learn).middle.fingerprint == fingerprint(4)
     # What nobody knows is no reason.
     assert choose(known, 1, [2], learn=lambda one: replace(one, country="??"))
+
+
+def test_a_middle_that_tor_has_no_descriptor_of_is_passed_over() -> None:
+    known = consensus(relay(1), relay(2), relay(3), relay(4))
+
+    def learn(one: Relay) -> Relay:
+        if one.fingerprint == fingerprint(3):
+            raise NoDescriptor("none")
+        return one
+
+    assert {choose(known, 1, [2], learn=learn).middle.fingerprint for _ in range(20)} == {fingerprint(4)}
+    with pytest.raises(NoDescriptor):
+        choose(known, 3, [2], learn=learn)  # of the last hop there is no other
 
 
 def test_the_middle_is_drawn_by_bandwidth_and_the_weight_of_its_place() -> None:
