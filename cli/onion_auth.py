@@ -11,7 +11,7 @@ import click
 
 from bento_tor.cli import ui
 from bento_tor.cli.options import json_option, tor_options
-from bento_tor.errors import ConfigError, TorError
+from bento_tor.errors import ConfigError, TorError, TorTimeout
 
 if TYPE_CHECKING:
     from bento_tor.controller.client_auth import Access
@@ -135,14 +135,16 @@ def _settle(place: Place, service: str, access: Access, options: dict[str, Any])
     try:
         with reach(options) as tor, ui.progress("telling tor"):
             if service == services.BOX:
-                folder = services.service_dir(tor, service)
-                client_auth.write_authorized(folder, access.keys)
-                return services.read_again(tor, str(folder))
+                folder, address = services.service_dir(tor, service), place.address(service)
+                return services.let_in(tor, folder, address, access, timeout_s=options["timeout_s"])
             known = place.load(service)
             if not services.is_up(tor, known, place.address(service)):
                 return False
             seed = onion.load_seed(place.seed(service))
             services.put_up(tor, known, seed, access, timeout_s=options["timeout_s"])
+    except TorTimeout as why:
+        ui.warn(f"it is written down and tor was told, but it may not hold yet: {why.message}")
+        return False
     except TorError as why:
         ui.warn(f"it is written down, but tor was not told: {why.message}")
         return False

@@ -32,6 +32,7 @@ KEY_BYTES = 32
 MAX_CLIENTS = 100
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _NOBODY = "nobody"
+_MAX_AUTHORIZED_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -156,48 +157,62 @@ def store_access(path: Path, access: Access) -> None:
     rewrite.write(path, msgspec.json.encode(access), like=None)
 
 
-def write_authorized(service_dir: Path, keys: dict[str, str]) -> None:
+def write_authorized(service_dir: Path, keys: dict[str, str]) -> bool:
     """Make a HiddenServiceDir's `authorized_clients` hold exactly these. tor reads them when it is told of that folder.
+    Returns whether it held others.
 
     By descriptors only: tor's user owns the folder, and must not be able to lead root's writing elsewhere. Raises
     ConfigError."""
     try:
         above = os.open(service_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            _write_authorized(above, keys)
+            return _write_authorized(above, keys)
         finally:
             os.close(above)
     except OSError as why:
         raise ConfigError(f"{service_dir}/authorized_clients cannot be written: {why.strerror}") from why
 
 
-def _write_authorized(above: int, keys: dict[str, str]) -> None:
+def _write_authorized(above: int, keys: dict[str, str]) -> bool:
     owner, folder = os.fstat(above), "authorized_clients"
     with suppress(FileExistsError):
         os.mkdir(folder, 0o700, dir_fd=above)
     inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
     try:
         os.fchown(inside, owner.st_uid, owner.st_gid)
+        lines = {f"{name}.auth": f"descriptor:x25519:{public}\n" for name, public in keys.items()}
+        before = {name: _read_in(inside, name) for name in os.listdir(inside)}  # noqa: PTH208 - it has no path
         # The new ones first: at no moment is there none, which would mean everybody.
-        for name, public in keys.items():
-            _write_in(inside, f"{name}.auth", f"descriptor:x25519:{public}", owner)
+        for name, line in lines.items():
+            _write_in(inside, name, line, owner)
         for name in os.listdir(inside):  # noqa: PTH208 - a descriptor has no path
-            if name not in {f"{known}.auth" for known in keys}:
+            if name not in lines:
                 os.unlink(name, dir_fd=inside)
         os.fsync(inside)
+        return before != lines
     finally:
         os.close(inside)
 
 
-def _write_in(inside: int, name: str, line: str, owner: os.stat_result) -> None:
-    """One file of one line in an open folder of `owner`'s, wholly or not at all. What lies in wait there under the
-    temporary name, a link to a file of root's for instance, is neither written to nor given away. Raises OSError."""
+def _read_in(inside: int, name: str) -> str | None:
+    """What such a file holds; None where it is something else, which tor's user may have put there."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=inside)
+        with os.fdopen(fd, "rb") as file:
+            return file.read(_MAX_AUTHORIZED_BYTES).decode("ascii")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _write_in(inside: int, name: str, text: str, owner: os.stat_result) -> None:
+    """One file in an open folder of `owner`'s, wholly or not at all. What lies in wait there under the temporary name,
+    a link to a file of root's for instance, is neither written to nor given away. Raises OSError."""
     temporary = f".{name}.bento-new"
     with suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=inside)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=inside)
     with os.fdopen(fd, "w") as file:
-        file.write(f"{line}\n")
+        file.write(text)
         os.fchown(fd, owner.st_uid, owner.st_gid)
         file.flush()
         os.fsync(fd)
@@ -252,7 +267,7 @@ def write_private(folder: Path, address: str, private: bytes) -> Path:
         # By descriptors only: of a path tor's user, whose folder it is, could make a link to what root then gives him.
         inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            _write_in(inside, path.name, private_line(address, private), os.fstat(inside))
+            _write_in(inside, path.name, private_line(address, private) + "\n", os.fstat(inside))
             os.fsync(inside)
         finally:
             os.close(inside)

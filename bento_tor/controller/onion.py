@@ -12,8 +12,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -264,17 +264,34 @@ def wait_uploaded(tor: Tor, address: str, *, timeout_s: float) -> None:
     too).
 
     Either the uploads are confirmed while we listen, or the descriptor comes when that tor fetches it: so it
-    does not matter whether the service was up long before. Raises TorTimeout with the directories' last
+    does not matter whether the service was up long before. One that is being uploaded may come from the first
+    directory that has it: then the others' words are waited for. Raises TorTimeout with the directories' last
     reason."""
-    deadline, uploads = time.monotonic() + timeout_s, Uploads()
+    deadline, uploads, received = time.monotonic() + timeout_s, Uploads(), False
+
+    def is_there(event: HsDescEvent) -> bool:
+        nonlocal received
+        received = received or event.action == "RECEIVED"
+        return received and not uploads.descriptors
+
     with tor.events("HS_DESC") as events:
         while time.monotonic() < deadline:
             tor.ask(f"HSFETCH {_name(address)}")
             again = min(deadline, time.monotonic() + _FETCH_AGAIN_S)
-            if watch(events, _name(address), uploads, again, lambda event: event.action == "RECEIVED"):
+            if watch(events, _name(address), uploads, again, is_there):
                 return
-    if not uploads.confirmed:
+    if not (uploads.confirmed or received):
         raise _unpublished(address, timeout_s, uploads.reason)
+
+
+@contextmanager
+def uploaded_anew(tor: Tor, address: str, *, timeout_s: float) -> Iterator[None]:
+    """For a service that is up, and a change inside that makes tor upload its descriptors anew: left when the
+    directories have those. Until then they give out the old ones. Raises TorTimeout."""
+    deadline = time.monotonic() + timeout_s
+    with tor.events("HS_DESC") as events:
+        yield
+        _until_uploaded(tor, events, address, deadline, timeout_s, None)
 
 
 def _until_uploaded(

@@ -172,13 +172,17 @@ def put_up(
     Raises TorError where tor refuses, TorTimeout, ConfigError where tor's folder is out of reach."""
     address = onion.onion_address(seed)
     onion.check_hops(tor, single_hop=service.single_hop)
-    if is_up(tor, service, address):
+    up = is_up(tor, service, address)
+    if up:
         time.sleep(APART_S)
     if service.kind == "dir":
         folder = service_dir(tor, service.name)
         if not onion.maybe_place_key(folder, seed):
             _check_key(folder, seed)
-        client_auth.write_authorized(folder, access.keys)
+        if client_auth.write_authorized(folder, access.keys) and up:
+            with onion.uploaded_anew(tor, address, timeout_s=timeout_s):
+                settle_dir(tor, str(folder), torrc_lines(service, str(folder)))
+            return
         settle_dir(tor, str(folder), torrc_lines(service, str(folder)))
         onion.wait_uploaded(tor, address, timeout_s=timeout_s)
         return
@@ -226,13 +230,18 @@ def settle_dir(tor: Tor, folder: str, lines: tuple[Line, ...]) -> bool:
     return had
 
 
-def read_again(tor: Tor, folder: str) -> bool:
-    """Have tor read the authorized_clients of its services again, without its torrc. False: it has no such service."""
-    services = relay.read_settings(tor).services
-    if ("HiddenServiceDir", folder) not in services:
+def let_in(tor: Tor, folder: Path, address: str, access: Access, *, timeout_s: float) -> bool:
+    """Have tor read who may use its service in `folder`, without its torrc; returns when the directories have what
+    follows from it. False: it has no such service. Raises TorError, TorTimeout, ConfigError."""
+    changed, services = client_auth.write_authorized(folder, access.keys), relay.read_settings(tor).services
+    if ("HiddenServiceDir", str(folder)) not in services:
         return False
     time.sleep(APART_S)
-    tor.set_conf(services)
+    if changed:
+        with onion.uploaded_anew(tor, address, timeout_s=timeout_s):
+            tor.set_conf(services)
+    else:
+        tor.set_conf(services)
     return True
 
 

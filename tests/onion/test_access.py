@@ -127,8 +127,9 @@ def test_what_lies_in_wait_in_tors_folder_is_not_given_away(tmp_path: Path) -> N
 
 
 def test_tors_folder_of_clients_holds_exactly_those(tmp_path: Path) -> None:
-    client_auth.write_authorized(tmp_path, {"alice": base32(PAIR.public), "bob": base32(PAIR.public)})
-    client_auth.write_authorized(tmp_path, {"bob": base32(PAIR.public)})
+    assert client_auth.write_authorized(tmp_path, {"alice": base32(PAIR.public), "bob": base32(PAIR.public)})
+    assert client_auth.write_authorized(tmp_path, {"bob": base32(PAIR.public)})
+    assert not client_auth.write_authorized(tmp_path, {"bob": base32(PAIR.public)})
     folder = tmp_path / "authorized_clients"
     assert [path.name for path in folder.iterdir()] == ["bob.auth"]
     assert (folder / "bob.auth").read_text() == client_auth.public_line(PAIR.public) + "\n"

@@ -101,8 +101,7 @@ def test_a_service_from_its_making_to_its_end(
     finally:
         removed = told(operator("remove", "web", "--json"))
     assert removed["was_up"] and removed["key_kept"]
-    gone = operator("check", address)
-    assert gone.returncode == 6 and "its descriptor is there" in gone.stderr, gone.stderr
+    until(refused("its descriptor is there"), lambda: operator("check", address))
     if kind:
         # Its folder stays with tor, and nobody else's key goes into it.
         other = Operator(bento, tor_network, short_path / "other")("create", "web", "--target", target, *kind)
@@ -192,8 +191,7 @@ def test_check_says_what_failed(operator: Operator, short_path: Path) -> None:
     assert done.returncode == 6 and f"{nobody} is not published" in done.stderr, done.stderr
     address = told(operator("create", "empty", "--target", f"unix:{short_path}/nobody", "--json"))["address"]
     try:
-        done = operator("check", "empty")
-        assert done.returncode == 6 and "look at what it leads to" in done.stderr, done.stderr
+        done = until(refused("look at what it leads to"), lambda: operator("check", "empty"))
         assert address in done.stderr
     finally:
         operator("remove", "empty", "--forget-key")
@@ -354,7 +352,8 @@ def test_a_box_that_need_not_hide(
     try:
         address = running.told["address"]
         network = ["--network", str(tor_network.directory)]
-        assert told(bento("onion", "check", address, "--json", *network))["connected_s"] > 0
+        done = until(reached, lambda: bento("onion", "check", address, "--json", *network))
+        assert told(done)["connected_s"] > 0
         control = f"unix:{short_path}/s/single-hop/control"
         assert intro_hops(control) == {1}, "its circuits to introduction points"
         shown = told(bento("onion", "show", "box", "--state", str(short_path / "s"), "--control", control, "--json"))
@@ -390,5 +389,5 @@ def test_a_key_is_revoked_on_the_tor_that_has_the_service(
         assert services.detached(tor) == (onion.onion_address(seed),)
         done = bento("onion", "auth", "revoke", "vault", "eve", "--state", str(place.state), "--timeout", "2")
         # This tor has no network, so no directory confirms the new one: it is down, and no more open to eve.
-        assert done.returncode == 0 and "tor was not told" in done.stderr, done.stderr
+        assert done.returncode == 0 and "may not hold yet" in done.stderr, done.stderr
         assert services.detached(tor) == ()
