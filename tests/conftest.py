@@ -329,6 +329,21 @@ def _name_of(process: psutil.Process) -> str:
         return ""
 
 
+def _lives(process: psutil.Process | int) -> bool:
+    """Whether it is there and no zombie. Between two looks it may go."""
+    try:
+        process = psutil.Process(process) if isinstance(process, int) else process
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture(scope="session")
+def lives() -> Callable[[psutil.Process | int], bool]:
+    """Whether a process is there and no zombie."""
+    return _lives
+
+
 class RunningBox:
     """`bento-tor serve` as a user starts it."""
 

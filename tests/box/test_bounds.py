@@ -153,10 +153,12 @@ def test_sessions_of_one_connection_do_not_wait_for_one_another(box) -> None:
         thread = threading.Thread(target=read)
         thread.start()
         assert goes_on.wait(DEADLINE_S)
+        between = 0
         for number in range(20):
             echo.send(str(number))
             assert echo.maybe_receive(timeout_s=DEADLINE_S) == str(number).encode()
-        assert not done.is_set() and taken[0] < 10**8, "the flood was over first"
+            between += not done.is_set()
+        assert between >= 5, "the flood was over first"
         echo.end()
         thread.join()
         assert taken[0] == 10**8

@@ -159,7 +159,7 @@ def f(*words):
         except EOFError:
             return {"the": "end"}
 """
-    pace = Pace.of(19920, 2.0)
+    pace = Pace.of(19920, 4.0)
     inner = parse("f", "# /// script\n# [tool.bento]\n# host = 'full'\n# ///" + text)
     with box.connect() as there:
         session = there.run(pace.asking(SOURCE, inner), pace.call())
@@ -183,7 +183,7 @@ ENDS = {
 
 @pytest.mark.parametrize("text", ENDS, ids=range(len(ENDS)))
 def test_whatever_ends_it_is_told_in_the_slots_and_the_cover_goes_on(box, text: str) -> None:
-    pace = Pace.of(9960, 0.8)
+    pace = Pace.of(9960, 4.0)
     inner = structs.replace(parse("f", "def f(): pass"), text=text)
     with box.connect() as there:
         session = there.run(pace.asking(SOURCE, inner), pace.call())
@@ -212,13 +212,13 @@ def test_a_connection_that_breaks_under_it_loses_no_byte(box) -> None:
 
 def test_the_command_runs_a_function_or_echoes_and_says_what_did_not_fit(box, bento) -> None:
     there = ["--box", box.address, "--rate", "9960"]
-    done = bento("client", "cover", *there, "--seconds", "1", stdin="one\ntwo\n")
+    done = bento("client", "cover", *there, "--seconds", "4", stdin="one\ntwo\n")
     assert (done.returncode, done.stdout) == (0, "one\ntwo\n"), done.stderr
-    done = bento("client", "cover", "add", "5", "12", *there, "--seconds", "1", "--json")
+    done = bento("client", "cover", "add", "5", "12", *there, "--seconds", "4", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert (told["messages"], told["outcome"], told["slots"], told["complete"]) == (["17"], "returned", 20, True)
-    done = bento("client", "cover", "add", "5", "'x'", *there, "--seconds", "1")
+    assert (told["messages"], told["outcome"], told["slots"], told["complete"]) == (["17"], "returned", 80, True)
+    done = bento("client", "cover", "add", "5", "'x'", *there, "--seconds", "4")
     assert (done.returncode, done.stdout) == (8, "") and "raised TypeError" in done.stderr
     done = bento("client", "cover", *there, "--seconds", "1", stdin="x" * 30_000)
     assert done.returncode == 1 and "before everything had come" in done.stderr

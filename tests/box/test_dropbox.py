@@ -217,9 +217,9 @@ def test_of_two_gets_at_once_with_a_budget_of_one_one_has_it(there, tmp_path: Pa
 def test_the_box_ends_it_also_if_nobody_comes_again(new_box, tmp_path: Path, eventually: Callable[..., None]) -> None:
     running = new_box(config=CONFIG)
     with running.connect() as box:
-        drop = Drop(box, tmp_path, os.urandom(MIB), Limits(expires_s=4, max_gets=0))
+        drop = Drop(box, tmp_path, os.urandom(MIB), Limits(expires_s=12, max_gets=0))
         assert kept_pieces(running.state) > 10
-    eventually(lambda: kept_pieces(running.state) == 0)
+    eventually(lambda: kept_pieces(running.state) == 0, within_s=40)
     with running.connect() as box, pytest.raises(Gone):
         drop.get(box=box)
 

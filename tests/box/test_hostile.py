@@ -138,7 +138,10 @@ def test_what_an_older_reader_acknowledges_late_takes_nothing_from_the_newer_one
     with box.connect() as there:
         function = there.upload(parse("f", text))
         first.send(m.Execute(1, function.invocation, token, "f", "([], {})"), m.Open(1, token, 0))
-        time.sleep(1)  # it reads nothing, so the box waits for it in the middle of its window
+        got = 0  # it acknowledges nothing, so the box waits for it in the middle of its window
+        while got < 180_000:
+            if isinstance(said := first.next(), m.Output):
+                got = said.offset + len(said.data)
         second.send(m.Open(1, token, 0))
         first.sock.sendall(frames.encode(m.Ack(1, 180_000, 500_000), Role.CLIENT))
         messages, message = [], b""

@@ -252,13 +252,6 @@ def test_what_cannot_be_tested_is_said(function: Bento, arguments: list[str], st
     assert words in done.stderr
 
 
-def lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 class Running:
     """A test of a function that sleeps; what it makes lies in `folder`."""
 
@@ -277,7 +270,7 @@ class Running:
         line = self.process.stdout.readline()
         assert line == "up\n", self.process.stderr.read()
 
-    def end_by(self, number: int, eventually) -> int:
+    def end_by(self, number: int, eventually, lives) -> int:
         """Its exit status, when nothing of it is left."""
         theirs = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(number)
@@ -298,19 +291,19 @@ def sleeping(tmp_path: Path, short_path: Path, image) -> Callable[[], Running]:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)]
 )
-def test_whatever_ends_a_test_leaves_nothing(sleeping, eventually, number: int, status: int) -> None:
+def test_whatever_ends_a_test_leaves_nothing(sleeping, eventually, lives, number: int, status: int) -> None:
     running = sleeping()
     running.wait_for_function()
-    assert running.end_by(number, eventually) == status
+    assert running.end_by(number, eventually, lives) == status
 
 
 @pytest.mark.sandbox
-def test_at_whatever_moment_it_is_ended(sleeping, eventually, rounds) -> None:
+def test_at_whatever_moment_it_is_ended(sleeping, eventually, lives, rounds) -> None:
     for _, chance in rounds(1, 60):
         running = sleeping()
         running.wait_for_start()
         time.sleep(chance.uniform(0, 2))
-        assert running.end_by(signal.SIGINT, eventually) == 130
+        assert running.end_by(signal.SIGINT, eventually, lives) == 130
 
 
 @pytest.mark.sandbox

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from psutil import NoSuchProcess
 
 from bento_tor.client import parse
 from bento_tor.client.source import make_call
@@ -75,6 +76,7 @@ class Stage:
     box: Any
     own_box: Callable[[str], Any]
     until: Callable[[Callable[[], object]], None]
+    lives: Callable[[Any], bool]
 
     @contextmanager
     def running(self, source: Any) -> Iterator[tuple[Any, Any]]:
@@ -153,7 +155,8 @@ def crowd(stage: Stage) -> str:
         for number, raw in enumerate(raws):
             raw.sock.sendall((b"", b"\0\0", b"\0\0\0\x20\x93", b"\0\0\0\xf0" + bytes(100))[number % 4])
         drips = [stack.enter_context(Raw(stage.box)) for _ in range(20)]
-        for _ in range(40):
+        deadline = time.monotonic() + 30
+        while drips and time.monotonic() < deadline:
             for raw in drips:
                 with suppress(OSError):
                     raw.sock.sendall(b"\0")  # a length of zero, in the end: illegal
@@ -371,7 +374,8 @@ def launcher_killed(stage: Stage) -> str:
     with stage.running(WAITS) as (_, session):
         assert next(iter(session)) == b"up"
         for child in stage.box.launchers():
-            child.kill()
+            with suppress(NoSuchProcess):  # a bystander's, which has ended
+                child.kill()
         word = session.wait().word
     with stage.box.connect() as there:
         return f"{word}; then {list(there.run(ONCE))[0].decode()}"
@@ -389,7 +393,7 @@ def process_killed(which: str) -> Callable[[Stage], str]:
                 os.kill(box.process.pid if which == "keeper" else box.reader().pid, signal.SIGKILL)
                 children = box.last_children
                 box.process.wait(30)
-        stage.until(lambda: not [child for child in children if child.is_running() and child.status() != "zombie"])
+        stage.until(lambda: not any(map(stage.lives, children)))
         again = stage.own_box("")
         with again.connect() as there:
             return list(there.function(invocation).start(make_call("f")))[0].decode()

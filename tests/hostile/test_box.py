@@ -68,7 +68,12 @@ def watched(running_box):
         last_children: list[psutil.Process]
 
         def launchers(self):
-            return [child for child in psutil.Process(self.process.pid).children() if child.name() == "bwrap"]
+            found = []
+            for child in psutil.Process(self.process.pid).children():
+                with suppress(psutil.NoSuchProcess):
+                    if child.name() == "bwrap":
+                        found.append(child)
+            return found
 
         def cgroups(self):
             return LEFT.cgroups_of(self.process.pid)
@@ -81,12 +86,12 @@ def watched(running_box):
 
 
 @pytest.fixture(scope="module")
-def box(watched, tmp_path_factory):
+def box(watched, lives, tmp_path_factory):
     running = watched(tmp_path_factory.mktemp("hostile") / "s", config=CONFIG)
     with running.connect() as there:
         there.run(CASES.ONCE).wait()
     # What many connections make it keep once is no leak.
-    CASES.crowd(CASES.Stage(running, None, until))
+    CASES.crowd(CASES.Stage(running, None, until, lives))
     yield running
     words = running.words()
     assert running.stop() == 0
@@ -94,7 +99,7 @@ def box(watched, tmp_path_factory):
 
 
 @pytest.fixture
-def stage(box, watched, tmp_path):
+def stage(box, watched, lives, tmp_path):
     """The box, and a way to start others in one folder, one after another."""
     made = []
 
@@ -112,7 +117,7 @@ def stage(box, watched, tmp_path):
         made[-1].last_children = made[-1].children()
         return made[-1]
 
-    yield CASES.Stage(box, own_box, until)
+    yield CASES.Stage(box, own_box, until, lives)
     end_all()
     assert not [path for running in made for path in running.cgroups()]
 

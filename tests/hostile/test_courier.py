@@ -217,7 +217,8 @@ def tokens(boxes) -> Iterator[tuple[bytes, bytes, bytes]]:
     """Of functions at the honest one: one that answers; its shutdown token; one that never ends."""
     with boxes[1].connect() as there:
         echo = there.upload(parse("echo", "def echo():\n    while True: api.send(api.recv())"))
-        flood = there.upload(parse("flood", "def flood():\n    while True: api.send(bytes(65536))"))
+        text = "def flood(*wait):\n    if wait: api.recv()\n    while True: api.send(bytes(65536))"
+        flood = there.upload(parse("flood", text))
         yield echo.invocation, echo.shutdown_token, flood.invocation
         echo.shutdown()
         flood.shutdown()
@@ -263,20 +264,24 @@ def test_a_hostile_function_or_box(boxes, tokens, switch, note, case) -> None:
     assert courier.is_running() and courier_of(near).pid == courier.pid
 
 
-def test_a_reader_that_never_reads_fills_nobodys_memory(boxes, tokens, note, eventually) -> None:
+def test_a_reader_that_never_reads_fills_nobodys_memory(boxes, tokens, note, eventually, lives) -> None:
     near, far = boxes
-    text = "def f(a, t):\n    s = api.box(a).run(t, 'flood')\n    api.send(b'open')\n    api.recv()"
+    text = (
+        "def f(a, t):\n    s = api.box(a).run(t, 'flood', 'wait')\n    api.send(b'open')\n    api.recv()\n"
+        "    s.send(b'go')\n    api.recv()"
+    )
     with near.connect() as there:
         session = there.run(parse("f", HEAD + PRELUDE + text), make_call("f", far.told["address"], tokens[2]))
         assert next(iter(session)) == b"open"
         (worker,) = courier_of(near).children()
         before = worker.memory_info().rss
+        session.send(b"go")
         eventually(lambda: worker.memory_info().rss > before + 1_000_000)
         assert play(near, HONEST, far.told["address"], tokens[0]) == "returned still here "
         grown = worker.memory_info().rss - before
         session.end()
         session.wait()
-    eventually(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    eventually(lambda: not lives(worker))
     note("courier", 67, "output that the function does not read", f"{grown >> 20} MiB")
     assert grown < 40 << 20
 

@@ -24,7 +24,7 @@ from bento_tor.policy.limits import MIB, Limits
 pytestmark = pytest.mark.sandbox
 
 EGRESS = Path(__file__).parent.parent / "egress"
-ANSWER_S = 5.0
+ANSWER_S = 15.0
 SPARE_BYTES = 8 * MIB
 
 

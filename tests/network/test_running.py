@@ -87,7 +87,7 @@ def test_an_onion_service_is_published_reached_and_withdrawn(tor_network: Networ
     with tor_network.connect(tor_network.relays[0]) as host:
         address = onion.publish(host, seed, 80, f"unix:{echo}", timeout_s=60, report=steps.append)
         assert address == onion.onion_address(seed)
-        assert steps[-1] == "descriptor: uploaded"
+        assert "descriptor: uploaded" in steps
         with open_stream(tor_network.client.socks, address, 80, timeout_s=60) as stream:
             stream.sendall(b"there and back")
             assert stream.recv(100) == b"there and back"

@@ -22,15 +22,15 @@ from bento_tor.controller import debian
 from bento_tor.controller.changeover import Journal
 from bento_tor.controller.dropin import Ours, with_include
 from bento_tor.controller.onion import load_seed, onion_address
+from bento_tor.controller.processes import find_by_arguments
 from bento_tor.controller.settings import running
+from bento_tor.network.ports import allocate_ports
 
 STEPS_AT_LEAST = 15
 
 
 def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return str(probe.getsockname()[1])
+    return str(allocate_ports(1)[0])
 
 
 def options() -> tuple[str, ...]:
@@ -255,7 +255,10 @@ def test_a_disk_that_takes_nothing(new_tor: Callable[..., Any], disk: str, folde
 
 
 def test_a_tor_that_died_is_started_by_the_service_manager(
-    new_tor: Callable[..., Any], bento_process: Callable[..., Any], tmp_path: Path
+    new_tor: Callable[..., Any],
+    bento_process: Callable[..., Any],
+    eventually: Callable[..., None],
+    tmp_path: Path,
 ) -> None:
     """`systemctl start` is asked for where systemd runs the system; here a program of that name starts tor."""
     tor = new_tor()
@@ -280,6 +283,7 @@ def test_a_tor_that_died_is_started_by_the_service_manager(
     finally:
         with tor.connect() as connection:
             connection.ask("SIGNAL HALT")
+        eventually(lambda: not find_by_arguments(str(tor.torrc), program="tor"))  # it writes until it ends
 
 
 @pytest.mark.parametrize("more", [("--yes",), ("--undo", "--yes"), ("--dry-run",)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 from bento_tor.client import connect, load
 from bento_tor.controller.streams import check_reachable
 from bento_tor.network import Network
+from bento_tor.network.ports import allocate_ports
 
 pytestmark = [pytest.mark.tor, pytest.mark.sandbox]
 
@@ -82,9 +82,7 @@ def test_a_tor_whose_files_are_elsewhere(
     before, place = tor.files(), tor.root / "state"
     state = ["--control", str(tor.control), "--state", str(place), "--yes"]
     hidden = f"mount -t tmpfs none {tor.data}; exec {sys.executable} -m bento_tor.cli setup-relay"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        target = f"127.0.0.1:{probe.getsockname()[1]}"
+    target = f"127.0.0.1:{allocate_ports(1)[0]}"
     script = f"{hidden} {' '.join(state)} --target {target} --json"
     done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr

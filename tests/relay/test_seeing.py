@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bento_tor.network import Network
+from bento_tor.network.ports import allocate_ports
 
 pytestmark = [pytest.mark.tor, pytest.mark.sandbox]
 
@@ -20,9 +20,7 @@ pytestmark = [pytest.mark.tor, pytest.mark.sandbox]
 @pytest.fixture
 def free_port() -> int:
     """For metrics."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return allocate_ports(1)[0]
 
 
 def read(port: int) -> dict[str, float]:

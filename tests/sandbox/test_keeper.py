@@ -31,6 +31,7 @@ class Running:
 
     def __init__(self, sock: socket.socket, stop_fd: int, pid: int) -> None:
         self.sock, self.stop_fd, self.pid = sock, stop_fd, pid
+        self.fds: list[int] = []  # of its sessions
 
     def stop(self) -> None:
         os.eventfd_write(self.stop_fd, 1)
@@ -65,6 +66,8 @@ def keeping(image, **settings) -> Iterator[Running]:
     try:
         yield running
     finally:
+        for fd in running.fds:
+            os.close(fd)
         running.sock.close()
         if running.pid:
             assert running.ended() == 0
@@ -153,7 +156,7 @@ def test_what_never_ends_is_killed_by_the_clock(image, runner, nothing_left):
     began = time.monotonic()
     talk = session(image, runner, FOREVER, limits=Limits(wall_s=1))
     assert talk.outcome.word == "killed:time"
-    assert 1 <= time.monotonic() - began < 5
+    assert 1 <= time.monotonic() - began < 30
 
 
 def test_the_ceiling_is_the_keepers_whatever_the_box_asks_for(image, runner, nothing_left):
@@ -246,7 +249,7 @@ MALFORMED = [b"x", bytes(wire.REQUEST_BYTES), b"\xff" * wire.REQUEST_BYTES, b"\x
 @pytest.mark.parametrize("request_", MALFORMED, ids=["short", "zeros", "ones", "long"])
 def test_what_is_no_request_ends_everything(image, nothing_left, request_):
     with keeping(image) as keeper:
-        start(keeper.sock, 1)
+        start(keeper, 1)
         keeper.sock.send(request_)
         assert next_reply(keeper.sock) == wire.Ended(1, wire.Seen(137, Kind.KILLED_OPERATOR))
         assert keeper.ended() == 0
@@ -254,7 +257,7 @@ def test_what_is_no_request_ends_everything(image, nothing_left, request_):
 
 def test_the_end_of_the_box_ends_all_sessions(image, nothing_left):
     with keeping(image) as keeper:
-        pids = [start(keeper.sock, number) for number in (1, 2)]
+        pids = [start(keeper, number) for number in (1, 2)]
         keeper.sock.close()
         assert keeper.ended() == 0
         assert pids
@@ -262,7 +265,7 @@ def test_the_end_of_the_box_ends_all_sessions(image, nothing_left):
 
 def test_a_stop_ends_all_sessions_and_says_so(image, nothing_left):
     with keeping(image) as keeper:
-        start(keeper.sock, 1)
+        start(keeper, 1)
         keeper.stop()
         assert next_reply(keeper.sock) == wire.Ended(1, wire.Seen(137, Kind.KILLED_OPERATOR))
         assert keeper.ended() == 0
@@ -270,15 +273,15 @@ def test_a_stop_ends_all_sessions_and_says_so(image, nothing_left):
 
 def test_a_number_in_use_starts_nothing(image, nothing_left):
     with keeping(image) as keeper:
-        start(keeper.sock, 7)
+        start(keeper, 7)
         keeper.sock.send(wire.encode_request(wire.Start(7, Limits())))
         assert next_reply(keeper.sock) == wire.Failed(7, "this session number is in use")
 
 
 def test_sandboxes_die_with_a_keeper_that_is_killed(image, jail, nothing_left):
     """kill -9 of the keeper: the kernel ends its sandboxes; the next keeper sweeps up what is left on disk."""
-    with keeping(image) as keeper:
-        start(keeper.sock, 1)
+    with keeping(image, pool_size=0) as keeper:
+        start(keeper, 1)
         family = psutil.Process(keeper.pid).children(recursive=True)
         assert len(family) >= 2
         psutil.Process(keeper.pid).kill()
@@ -307,13 +310,12 @@ def test_the_link_tells_that_the_keeper_has_gone(image, nothing_left):
         asyncio.run(asyncio.wait_for(run(keeper), 20))
 
 
-def start(sock: socket.socket, number: int) -> int:
-    sock.send(wire.encode_request(wire.Start(number, Limits())))
-    data, fds, _, _ = socket.recv_fds(sock, wire.REPLY_BYTES, 2)
+def start(keeper: Running, number: int) -> int:
+    keeper.sock.send(wire.encode_request(wire.Start(number, Limits())))
+    data, fds, _, _ = socket.recv_fds(keeper.sock, wire.REPLY_BYTES, 2)
+    keeper.fds += fds  # closed, its function would end by itself
     assert wire.decode_reply(data) == wire.Started(number)
     assert len(fds) == 2
-    for fd in fds:
-        os.close(fd)
     return number
 
 

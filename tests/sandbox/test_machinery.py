@@ -62,10 +62,8 @@ def test_an_interpreter_that_went_away_is_named(image, nothing_left):
 
 
 def test_an_image_is_built_once_and_readable_by_all(image):
-    began = time.monotonic()
     said = []
     assert images.build("python", image.path.parent, said.append) == image
-    assert time.monotonic() - began < 1
     assert said == []
     assert image.python.startswith("/usr/bin/python3.")
     for path in [image.path, *image.path.rglob("*")]:
