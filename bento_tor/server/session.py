@@ -31,8 +31,9 @@ _READ_BYTES = 64 * 1024
 # How much input may be on its way to a function, or wait for it here. A circuit carries no more than one window in a
 # round trip: at 0.15 s, 256 KiB are 0.6 of what a raw stream carries (bench/goodput.py).
 _INPUT_WINDOW = 4 * INITIAL_WINDOW
-# After the function's processes are gone its last output is in the socket already; reading it takes this long at most.
-_DRAIN_S = 5.0
+# After the function's processes are gone its last output is in the socket already. Reading it takes moments, or longer
+# where the machine is held up, for so many turns of so long at most; what the function asked for is not waited for.
+_DRAIN_S, _DRAINS = 5.0, 6
 # What a session takes in memory beside its output, about.
 _SESSION_COST_BYTES = 16 * 1024
 
@@ -97,6 +98,7 @@ class Session:
         self._maybe_kill: Callable[[Kind], None] | None = None
         self._maybe_ending: Kind | None = None
         self._over = False  # its processes are gone
+        self._answering = False  # what was read is being dealt with
         self.promise = Promise()
 
     # --- what a connection uses -------------------------------------------------------------------------------
@@ -227,7 +229,10 @@ class Session:
         self.backlog.lift()
         self._over = True
         self.ring()
-        await asyncio.wait(readings, timeout=_DRAIN_S)
+        for _ in range(_DRAINS):
+            _, left = await asyncio.wait(readings, timeout=_DRAIN_S)
+            if not left or self._answering:
+                break
 
     async def _feed(self, control: socket.socket, call: Call) -> None:
         """Hand code and input to the function, at the pace at which it takes them."""
@@ -264,8 +269,10 @@ class Session:
                 data = await loop.sock_recv(control, _READ_BYTES)
                 if not data:
                     return
+                self._answering = True
                 for frame in frames_in.feed(data):
                     await self._take(frame, lambda: link.kill(number, Kind.KILLED_POLICY))
+                self._answering = False
                 if self.output.stop > self._output_bytes:
                     link.kill(number, Kind.KILLED_OUTPUT)
                     return
