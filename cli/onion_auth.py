@@ -40,7 +40,7 @@ def add(service: str, client: str, public: str | None, out: str | None, **option
     from bento_tor.controller import client_auth
 
     place = _place(options["state"])
-    address = place.address(service)
+    address = _address(place, service)
     if public is not None and out is not None:
         raise click.UsageError("with --public there is no private key to write: leave --out out")
     maybe_pair = None if public is not None else client_auth.mint_pair()
@@ -69,7 +69,7 @@ def list_(service: str, state: str | None, as_json: bool) -> None:
     from bento_tor.controller import client_auth
 
     place = _place(state)
-    place.address(service)
+    _address(place, service)
     access = client_auth.load_access(place.access(service))
     if as_json:
         clients = [{"name": client.name, "public": client.public} for client in access.clients]
@@ -97,7 +97,7 @@ def revoke(service: str, client: str | None, is_open: bool, **options: Any) -> N
     if is_open == (client is not None):
         raise click.UsageError("name a CLIENT, or say --open")
     place = _place(options["state"])
-    place.address(service)
+    _address(place, service)
     access = client_auth.load_access(place.access(service))
     left = client_auth.Access() if is_open else access.removing(client or "")
     applied = _settle(place, service, left, options)
@@ -114,6 +114,15 @@ def _place(state: str | None) -> Place:
     from bento_tor.controller.services import Place
 
     return Place(Path(state).absolute() if state else data_dir() / "box")
+
+
+def _address(place: Place, service: str) -> str:
+    """The service's; the box's own may have one that tor had before. Raises ConfigError where it has no key."""
+    from bento_tor.controller import services
+    from bento_tor.server.state import maybe_relay
+
+    record = maybe_relay(place.state) if service == services.BOX else None
+    return record.address if record is not None else place.address(service)
 
 
 def _settle(place: Place, service: str, access: Access, options: dict[str, Any]) -> bool:
@@ -135,7 +144,7 @@ def _settle(place: Place, service: str, access: Access, options: dict[str, Any])
     try:
         with reach(options) as tor, ui.progress("telling tor"):
             if service == services.BOX:
-                folder, address = services.service_dir(tor, service), place.address(service)
+                folder, address = services.service_dir(tor, service), _address(place, service)
                 return services.let_in(tor, folder, address, access, timeout_s=options["timeout_s"])
             known = place.load(service)
             if not services.is_up(tor, known, place.address(service)):
@@ -143,7 +152,9 @@ def _settle(place: Place, service: str, access: Access, options: dict[str, Any])
             seed = onion.load_seed(place.seed(service))
             services.put_up(tor, known, seed, access, timeout_s=options["timeout_s"])
     except TorTimeout as why:
-        ui.warn(f"it is written down and tor was told, but it may not hold yet: {why.message}")
+        down = known is not None and known.kind == "detached"
+        state = "the service is down now: put it up again" if down else "tor was told, but it may not hold yet"
+        ui.warn(f"it is written down; {state} ({why.message})")
         return False
     except TorError as why:
         ui.warn(f"it is written down, but tor was not told: {why.message}")

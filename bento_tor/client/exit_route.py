@@ -23,7 +23,7 @@ from bento_tor.client.route import BoxAddress, TorStream, is_relay, parse_addres
 from bento_tor.client.transport import Broken
 from bento_tor.config import user_dir
 from bento_tor.controller.bootstrap import Bootstrap
-from bento_tor.controller.circuits import Circuits, KeptCircuit, read_consensus, words_of
+from bento_tor.controller.circuits import NO_ANSWER, Circuits, KeptCircuit, read_consensus, words_of
 from bento_tor.controller.own_tor import OwnTor, own_tor
 from bento_tor.controller.paths import Consensus, Relay, find_relay
 from bento_tor.controller.relay import EXIT_PORT
@@ -220,6 +220,8 @@ class ExitStream(TorStream):
             )
         if reason in ("DESTROY", "CANT_ATTACH"):
             return Broken(f"the circuit to the relay {relay} broke")
+        if reason == NO_ANSWER:
+            return Broken(f"nothing came back through the relay {relay}: the circuit hangs, or the box does")
         if reason:
             return ConnectError(f"the box beside the relay {relay} cannot be reached ({reason.lower()})", hint=why.hint)
         return why

@@ -44,6 +44,8 @@ _POLL_S = 0.5
 # The missing descriptors of a fresh tor come in a second or two; where they do not, others are drawn.
 _DESCRIPTORS_S = 10.0
 _MAX_ENDED = 1000
+# Why a stream ended: nothing came back. A word of ours.
+NO_ANSWER = "NOANSWER"
 # control-spec, CLOSESTREAM: the reasons of RELAY_END cells.
 _END_MISC = 1
 _END_REASONS = {"RESOLVEFAILED": 2, "CONNECTREFUSED": 3, "EXITPOLICY": 4, "DESTROY": 5, "TIMEOUT": 7}
@@ -177,9 +179,9 @@ class Circuits:
     def _end(self, event: StreamEvent, kept: KeptCircuit) -> None:
         reason = event.keyword("REMOTE_REASON") or event.reason
         if event.reason == "TIMEOUT":
-            # Not the relay's word: no answer came back through it. tor uses such a circuit no more, and neither do we.
-            kept.close()
-            reason = "DESTROY"
+            # Not the relay's word: no answer came back through it. tor puts no more on such a circuit; nor do we.
+            kept.leave()
+            reason = NO_ANSWER
         kept.note_end(reason)
         if event.status == "DETACHED":
             # tor waits for us to attach it elsewhere; it belongs nowhere else.
@@ -251,6 +253,10 @@ class KeptCircuit:
     def forget_end(self) -> None:
         """Another stream is about to begin."""
         self._end_reason = ""
+
+    def leave(self) -> None:
+        """Attach no more to that circuit: the next stream gets a new one. What is on it stays."""
+        self._circuit_id = ""
 
     def close(self) -> None:
         """Have tor close the circuit."""

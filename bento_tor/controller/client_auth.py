@@ -199,7 +199,7 @@ def _read_in(inside: int, name: str) -> str | None:
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=inside)
         with os.fdopen(fd, "rb") as file:
-            return file.read(_MAX_AUTHORIZED_BYTES).decode("ascii")
+            return (file.read(_MAX_AUTHORIZED_BYTES) or b"").decode("ascii")  # None: a pipe that waits
     except (OSError, UnicodeDecodeError):
         return None
 

@@ -271,7 +271,9 @@ def wait_uploaded(tor: Tor, address: str, *, timeout_s: float) -> None:
 
     def is_there(event: HsDescEvent) -> bool:
         nonlocal received
-        received = received or event.action == "RECEIVED"
+        if event.action == "RECEIVED":
+            received = True
+            uploads.settle(time.monotonic())
         return received and not uploads.descriptors
 
     with tor.events("HS_DESC") as events:
@@ -287,16 +289,21 @@ def wait_uploaded(tor: Tor, address: str, *, timeout_s: float) -> None:
 @contextmanager
 def uploaded_anew(tor: Tor, address: str, *, timeout_s: float) -> Iterator[None]:
     """For a service that is up, and a change inside that makes tor upload its descriptors anew: left when the
-    directories have those. Until then they give out the old ones. Raises TorTimeout."""
+    directories have those. Until then they give out the old ones. Raises TorTimeout, also where some have not."""
     deadline = time.monotonic() + timeout_s
     with tor.events("HS_DESC") as events:
         yield
-        _until_uploaded(tor, events, address, deadline, timeout_s, None)
+        uploads = _until_uploaded(tor, events, address, deadline, timeout_s, None)
+    if uploads.waiting or uploads.refused:
+        raise TorTimeout(
+            f"some directories have not confirmed the new descriptor of {address}",
+            hint="they may give out the old one for an hour or two",
+        )
 
 
 def _until_uploaded(
     tor: Tor, events: Events, address: str, deadline: float, timeout_s: float, report: Report | None
-) -> None:
+) -> Uploads:
     def tell(event: HsDescEvent) -> bool:
         if report is not None:
             report(f"descriptor: {event.action.lower()}")
@@ -305,12 +312,13 @@ def _until_uploaded(
     uploads = Uploads()
     while (now := time.monotonic()) < deadline:
         if watch(events, _name(address), uploads, min(deadline, now + _CIRCUIT_AFTER_S), tell):
-            return
+            return uploads
         if not uploads.descriptors:
             with suppress(TorError):  # it has no directory yet; a connection that is over is noticed by `watch`
                 tor.ask("EXTENDCIRCUIT 0")
     if not uploads.confirmed:
         raise _unpublished(address, timeout_s, uploads.reason)
+    return uploads
 
 
 def _unpublished(address: str, timeout_s: float, reason: str) -> TorTimeout:

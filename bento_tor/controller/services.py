@@ -20,6 +20,7 @@ from typing import Literal
 import msgspec
 
 from bento_tor.controller import client_auth, onion, relay, rewrite
+from bento_tor.controller.bootstrap import read_bootstrap
 from bento_tor.controller.client_auth import Access
 from bento_tor.controller.endpoints import Endpoint
 from bento_tor.controller.events import HsDescEvent
@@ -165,9 +166,10 @@ def torrc_lines(service: Service, folder: str) -> tuple[Line, ...]:
 def put_up(
     tor: Tor, service: Service, seed: bytes, access: Access, *, timeout_s: float, report: Report | None = None
 ) -> None:
-    """Put it up, or again with what has changed; returns when a directory has its descriptor. A single-hop service is
-    one of kind `dir`: tor 0.4.9.11 builds circuits of four hops for what ADD_ONION puts up, with NonAnonymous too.
-    One that is up is changed a second after the last change at the earliest.
+    """Put it up, or again with what has changed; returns when the directories have its descriptors.
+
+    A single-hop service is one of kind `dir`: tor 0.4.9.11 builds circuits of four hops for what ADD_ONION puts up,
+    with NonAnonymous too. One that is up is changed a second after the last change at the earliest.
 
     Raises TorError where tor refuses, TorTimeout, ConfigError where tor's folder is out of reach."""
     address = onion.onion_address(seed)
@@ -232,12 +234,14 @@ def settle_dir(tor: Tor, folder: str, lines: tuple[Line, ...]) -> bool:
 
 def let_in(tor: Tor, folder: Path, address: str, access: Access, *, timeout_s: float) -> bool:
     """Have tor read who may use its service in `folder`, without its torrc; returns when the directories have what
-    follows from it. False: it has no such service. Raises TorError, TorTimeout, ConfigError."""
+    follows from it, where tor has a network. False: it has no such service. Raises TorError, TorTimeout,
+    ConfigError."""
     changed, services = client_auth.write_authorized(folder, access.keys), relay.read_settings(tor).services
     if ("HiddenServiceDir", str(folder)) not in services:
         return False
     time.sleep(APART_S)
-    if changed:
+    online = tor.get_conf("DisableNetwork") != ["1"] and read_bootstrap(tor).done
+    if changed and online:
         with onion.uploaded_anew(tor, address, timeout_s=timeout_s):
             tor.set_conf(services)
     else:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _DESCRIPTORS = 2
 # How long after the first directory's word the others' are waited for: one that does not answer must not hold all.
 _SETTLE_S = 10.0
+MOST_AT_ONCE = 256
 # control-spec, 4.1.25: ACTION ADDRESS AUTH DIRECTORY DESCRIPTOR-ID
 _DESCRIPTOR_WORD = 4
 
@@ -33,6 +34,7 @@ class Uploads:
     descriptors: set[str] = field(default_factory=set)
     waiting: Counter[str] = field(default_factory=Counter)
     confirmed: int = 0
+    refused: int = 0
     settled_at: float = math.inf
     reason: str = ""
 
@@ -44,9 +46,14 @@ class Uploads:
             self.waiting[event.directory] += 1
         elif event.action == "UPLOADED" or event.reason == "UPLOAD_REJECTED":
             self.waiting -= Counter([event.directory])
+        self.refused += event.reason == "UPLOAD_REJECTED"
         if event.action == "UPLOADED":
             self.confirmed += 1
-            self.settled_at = min(self.settled_at, now + _SETTLE_S)
+            self.settle(now)
+
+    def settle(self, now: float) -> None:
+        """A directory has a descriptor: the others are not waited for without end."""
+        self.settled_at = min(self.settled_at, now + _SETTLE_S)
 
     @property
     def settled(self) -> bool:
@@ -56,6 +63,31 @@ class Uploads:
     def is_over(self, now: float) -> bool:
         """Whether nothing more is waited for: they settled, or it has been long enough since the first word."""
         return self.settled or now >= self.settled_at
+
+
+class EveryUpload:
+    """The uploads of all services of a tor. Bounded: what is fetched through it, at addresses that anybody may make up,
+    is not kept, and of more services than MOST_AT_ONCE the oldest is forgotten."""
+
+    def __init__(self) -> None:
+        self._by_address: dict[str, Uploads] = {}
+
+    def take(self, event: HsDescEvent, now: float) -> None:
+        """One event."""
+        known = self._by_address
+        if event.action in ("UPLOAD", "UPLOADED"):
+            known.setdefault(event.address, Uploads())
+        if event.address in known:
+            known[event.address].take(event, now)
+        while len(known) > MOST_AT_ONCE:
+            del known[next(iter(known))]
+
+    def over(self, now: float) -> list[str]:
+        """The addresses, without `.onion`, whose uploads are over by now; each is told once."""
+        found = [address for address, uploads in self._by_address.items() if uploads.is_over(now)]
+        for address in found:
+            del self._by_address[address]
+        return found
 
 
 def watch(events: Events, name: str, uploads: Uploads, deadline: float, done: Callable[[HsDescEvent], bool]) -> bool:

@@ -65,7 +65,7 @@ class KeeperLine:
         poll, deadline = select.poll(), time.monotonic() + _RULED_S
         poll.register(self._sock, select.POLLIN)
         try:
-            while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            while (left_s := deadline - time.monotonic()) > 0 and poll.poll(left_s * 1000):
                 packet = self._sock.recv(grants.MAX_PACKET_BYTES)
                 if not packet or grants.is_ruled(packet, self._stated):
                     return bool(packet)

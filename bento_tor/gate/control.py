@@ -18,7 +18,7 @@ from bento_tor.controller.endpoints import Endpoint
 from bento_tor.controller.events import HsDescEvent
 from bento_tor.controller.isolated import Circuit, close_isolated, isolated_circuits
 from bento_tor.controller.tor import Tor
-from bento_tor.controller.uploads import Uploads
+from bento_tor.controller.uploads import EveryUpload
 from bento_tor.errors import BentoError, TorError
 
 log = logging.getLogger(__name__)
@@ -102,14 +102,13 @@ class Control:
 
     def _hear(self) -> None:
         # Of everybody's services on that tor: who asks has no address yet as the first word comes.
-        uploads: dict[str, Uploads] = {}
+        uploads = EveryUpload()
         with self._tor.events("HS_DESC") as events:
             while not self._stop.is_set():
                 event = events.maybe_next(_POLL_S)
-                if isinstance(event, HsDescEvent) and event.action in ("UPLOAD", "UPLOADED", "FAILED"):
-                    uploads.setdefault(event.address, Uploads()).take(event, time.monotonic())
-                for address in [each for each, told in uploads.items() if told.is_over(time.monotonic())]:
-                    del uploads[address]
+                if isinstance(event, HsDescEvent):
+                    uploads.take(event, time.monotonic())
+                for address in uploads.over(time.monotonic()):
                     self._uploaded(address)
 
     def _reconnect(self) -> None:

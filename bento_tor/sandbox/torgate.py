@@ -75,8 +75,8 @@ class Tor:
 
     def publish(self, port: int, local: int | None = None, *, timeout_s: float | None = None) -> Service:
         """An onion service that ends in this sandbox: its `port` leads to a server of the function's own on 127.0.0.1,
-        at `local` (the same number, if it is not given). Returns once a directory has its descriptor. It ends with the
-        session, or by its `close`. Raises OSError."""
+        at `local` (the same number, if it is not given). Returns once the directories have its descriptors. It ends
+        with the session, or by its `close`. Raises OSError."""
         told = self._ask(PUBLISH, port=port)
         service = Service(self, told, local or port)
         try:

@@ -32,7 +32,8 @@ _READ_BYTES = 64 * 1024
 # round trip: at 0.15 s, 256 KiB are 0.6 of what a raw stream carries (bench/goodput.py).
 _INPUT_WINDOW = 4 * INITIAL_WINDOW
 # After the function's processes are gone its last output is in the socket already. Reading it takes moments, or longer
-# where the machine is held up, for so many turns of so long at most; what the function asked for is not waited for.
+# where the machine is held up, for so many turns of so long at most. What the function asked for is waited for one
+# turn only, and so is the log's end, which a function can put off.
 _DRAIN_S, _DRAINS = 5.0, 6
 # What a session takes in memory beside its output, about.
 _SESSION_COST_BYTES = 16 * 1024
@@ -231,7 +232,7 @@ class Session:
         self.ring()
         for _ in range(_DRAINS):
             _, left = await asyncio.wait(readings, timeout=_DRAIN_S)
-            if not left or self._answering:
+            if readings[0] not in left or self._answering:
                 break
 
     async def _feed(self, control: socket.socket, call: Call) -> None:

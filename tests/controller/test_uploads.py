@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bento_tor.controller.events import HsDescEvent, parse_event
-from bento_tor.controller.uploads import Uploads
+from bento_tor.controller.uploads import MOST_AT_ONCE, EveryUpload, Uploads
 
 ADDRESS = "a" * 56
 R1, R2 = f"${'1' * 40}~r1", f"${'2' * 40}~r2"
@@ -70,3 +70,27 @@ def test_a_directory_that_never_answers_is_waited_for_only_so_long() -> None:
         uploads.take(event, NOW + 5)
     assert uploads.settled_at == first, "the first word counts"
     assert uploads.reason == ""
+
+
+def test_of_every_service_it_is_told_once_that_its_uploads_are_over() -> None:
+    every = EveryUpload()
+    for event in events(*BOTH, uploaded(R1)):
+        every.take(event, NOW)
+    assert every.over(NOW) == []
+    assert every.over(NOW + 60) == [ADDRESS]
+    assert every.over(NOW + 60) == []
+
+
+def test_what_others_look_for_and_never_find_takes_no_room() -> None:
+    """A function may look for as many addresses as it likes; each failure is an event of the same name."""
+    every = EveryUpload()
+    for number in range(10 * MOST_AT_ONCE):
+        address = f"{number:a>56}"
+        for action in ("REQUESTED", "FAILED"):
+            for event in events(f"{action} {address} NO_AUTH {R1} x REASON=NOT_FOUND"):
+                every.take(event, NOW)
+    assert not every._by_address
+    for number in range(10 * MOST_AT_ONCE):
+        for event in events(f"UPLOAD {number:a>56} UNKNOWN {R1} x"):
+            every.take(event, NOW)
+    assert len(every._by_address) == MOST_AT_ONCE
