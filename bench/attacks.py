@@ -80,6 +80,10 @@ class Accuracy:
         """Whether it may well be that."""
         return self.low <= value <= self.high
 
+    def rarity(self, value: float, traces: int) -> float:
+        """How often so many traces, or more, are told right where each is by that chance."""
+        return float(stats.binomtest(round(self.mean * traces), traces, value, alternative="greater").pvalue)
+
     def surely_not(self, value: float, traces: int) -> bool:
         """Whether so many traces can hardly be told so well, or so badly, where one of them is by that chance: for
         controls, which are many, and must not fail by bad luck."""

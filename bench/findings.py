@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,16 @@ Pair = tuple[Made, list[Cell]]
 
 
 @dataclass(frozen=True)
+class Alike:
+    """Of a condition with several classes the visits of the largest: by design they look alike, and nobody tells more
+    of them than by chance. `best`: the attack that did best."""
+
+    sites: int
+    visits: int
+    best: tuple[str, Accuracy]
+
+
+@dataclass(frozen=True)
 class Finding:
     """One condition. `bounded`: what can be seen comes in classes, and no attacker can do better than `bound`; else
     that is 1."""
@@ -35,6 +46,7 @@ class Finding:
     bounded: bool
     bound: float
     classes: int
+    maybe_alike: Alike | None
     maybe_told_from_direct: Accuracy | None
     failed: int
     p50_s: float
@@ -144,6 +156,7 @@ def _finding(
         bounded=bounded,
         bound=min(1.0, classes / sites) if bounded else 1.0,
         classes=classes,
+        maybe_alike=_alike(pairs, trees) if bounded and classes > 1 else None,
         maybe_told_from_direct=None if name == "direct" or not direct else told_apart(direct, traces, trees),
         failed=failed,
         p50_s=statistics.median(seconds),
@@ -154,6 +167,19 @@ def _finding(
         mean_in_bytes=came / len(made),
         mean_out_bytes=went / len(made),
     )
+
+
+def _alike(pairs: list[Pair], trees: int) -> Alike | None:
+    """None where too few visits, or pages, look alike."""
+    ((largest, _),) = Counter(made.observed for made, _ in pairs).most_common(1)
+    kept = [(made, trace) for made, trace in pairs if made.observed == largest]
+    visits = Counter(made.site for made, _ in kept)
+    kept = [(made, trace) for made, trace in kept if visits[made.site] >= attacks.MOST_FOLDS]
+    traces, labels = [trace for _, trace in kept], [made.site for made, _ in kept]
+    if len(set(labels)) < 2:
+        return None
+    found = {attack.name: attacks.judge(attack, traces, labels, trees=trees) for attack in ATTACKS}
+    return Alike(len(set(labels)), len(kept), max(found.items(), key=lambda pair: pair[1].mean))
 
 
 def told_apart(some: list[list[Cell]], others: list[list[Cell]], trees: int) -> Accuracy:
@@ -185,6 +211,17 @@ def as_object(found: Findings) -> dict[str, object]:
             "shuffled": _triple(each.shuffled),
             "bound": round(each.bound, 4),
             "classes": each.classes,
+            "rarity": each.bounded and round(each.best[1].rarity(each.bound, each.visits), 4),
+            "alike": each.maybe_alike
+            and {
+                "sites": each.maybe_alike.sites,
+                "visits": each.maybe_alike.visits,
+                "best": each.maybe_alike.best[0],
+                "accuracy": _triple(each.maybe_alike.best[1]),
+                "rarity": round(
+                    each.maybe_alike.best[1].rarity(1 / each.maybe_alike.sites, each.maybe_alike.visits), 4
+                ),
+            },
             "told_from_direct": each.maybe_told_from_direct and _triple(each.maybe_told_from_direct),
             "failed_visits": each.failed,
             "last_byte_p50_s": round(each.p50_s, 2),
@@ -220,6 +257,15 @@ def as_text(found: Findings) -> str:
         for attack, accuracy in each.accuracies.items():
             lines.append(f"    {attack:20} {_percent(accuracy)}")
         lines.append(f"    {'labels shuffled':20} {_percent(each.shuffled)}")
+        if each.bounded:
+            lines.append(f"    {_by_luck(best, each.bound, each.visits)}")
+        if each.maybe_alike is not None:
+            alike, chance = each.maybe_alike, 1 / each.maybe_alike.sites
+            lines.append(
+                f"    {alike.visits} visits of {alike.sites} pages that look alike by design: best "
+                f"{_percent(alike.best[1])} by {alike.best[0]}, by chance {chance:.1%}; "
+                f"{_by_luck(alike.best[1], chance, alike.visits)}"
+            )
         if each.maybe_told_from_direct is not None:
             lines.append(f"    {'told from direct':20} {_percent(each.maybe_told_from_direct)}, by chance 50")
         lines.append(
@@ -232,6 +278,12 @@ def as_text(found: Findings) -> str:
     lines += [f"VOID: {why}" for why in found.void_because()]
     lines += [f"LEAK: {name}: more is told than its classes allow" for name in found.leaks()]
     return "\n".join(lines)
+
+
+def _by_luck(best: Accuracy, chance: float, visits: int) -> str:
+    rarity = min(1.0, len(ATTACKS) * best.rarity(chance, visits))  # Bonferroni's bound
+    right = f"{round(best.mean * visits)} of {visits}"
+    return f"{right}: the best of {len(ATTACKS)} has such luck once in {1 / rarity:.3g} runs at {chance:.1%}"
 
 
 def _percent(accuracy: Accuracy) -> str:

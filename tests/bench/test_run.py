@@ -138,6 +138,21 @@ def test_a_run_is_judged_and_drawn(found, tmp_path) -> None:
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_looks_alike_by_design_is_judged_by_itself(tmp_path) -> None:
+    """Two pages of one class, which are the same, and a third of another, which is told from them."""
+    journal = open_journal(tmp_path, {})
+    for number in range(5):
+        for site in range(3):
+            trace = [Cell(0.0, OUT), *(Cell(0.1 + 0.001 * at, IN) for at in range(50 + 100 * (site == 2)))]
+            for condition in ("direct", "cover"):
+                journal.add(made(condition, site, number, observed=f"class {site == 2}", told_in=1), trace)
+    names, bounded = ["direct", "cover"], frozenset({"cover"})
+    direct, cover = findings.find(journal, names, 3, bounded, lambda text: None, trees=20).conditions
+    alike = cover.maybe_alike
+    assert (cover.classes, cover.bound, direct.maybe_alike) == (2, 2 / 3, None) and alike is not None
+    assert (alike.sites, alike.visits) == (2, 10) and alike.best[1].mean <= 0.7
+
+
 def test_a_run_is_void_where_a_control_does_not_hold(found) -> None:
     direct, cover = found.conditions
     (why,) = replace(found, miscounted_cells=1).void_because()
