@@ -33,6 +33,11 @@ class Alike:
     visits: int
     best: tuple[str, Accuracy]
 
+    @property
+    def chance(self) -> float:
+        """Of a guess."""
+        return 1 / self.sites
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -60,7 +65,7 @@ class Finding:
     @property
     def best(self) -> tuple[str, Accuracy]:
         """The attack that did best."""
-        return max(self.accuracies.items(), key=lambda pair: pair[1].mean)
+        return _best(self.accuracies)
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ def _finding(
     return Finding(
         name=name,
         visits=len(made),
-        accuracies={attack.name: attacks.judge(attack, traces, labels, trees=trees) for attack in ATTACKS},
+        accuracies=_judge_all(traces, labels, trees),
         shuffled=attacks.judge(attacks.BY_NAME[SHUFFLED], traces, attacks.shuffled(labels), trees=trees),
         bounded=bounded,
         bound=min(1.0, classes / sites) if bounded else 1.0,
@@ -178,8 +183,15 @@ def _alike(pairs: list[Pair], trees: int) -> Alike | None:
     traces, labels = [trace for _, trace in kept], [made.site for made, _ in kept]
     if len(set(labels)) < 2:
         return None
-    found = {attack.name: attacks.judge(attack, traces, labels, trees=trees) for attack in ATTACKS}
-    return Alike(len(set(labels)), len(kept), max(found.items(), key=lambda pair: pair[1].mean))
+    return Alike(len(set(labels)), len(kept), _best(_judge_all(traces, labels, trees)))
+
+
+def _judge_all(traces: list[list[Cell]], labels: list[int], trees: int) -> dict[str, Accuracy]:
+    return {attack.name: attacks.judge(attack, traces, labels, trees=trees) for attack in ATTACKS}
+
+
+def _best(accuracies: dict[str, Accuracy]) -> tuple[str, Accuracy]:
+    return max(accuracies.items(), key=lambda pair: pair[1].mean)
 
 
 def told_apart(some: list[list[Cell]], others: list[list[Cell]], trees: int) -> Accuracy:
@@ -212,16 +224,7 @@ def as_object(found: Findings) -> dict[str, object]:
             "bound": round(each.bound, 4),
             "classes": each.classes,
             "rarity": each.bounded and round(each.best[1].rarity(each.bound, each.visits), 4),
-            "alike": each.maybe_alike
-            and {
-                "sites": each.maybe_alike.sites,
-                "visits": each.maybe_alike.visits,
-                "best": each.maybe_alike.best[0],
-                "accuracy": _triple(each.maybe_alike.best[1]),
-                "rarity": round(
-                    each.maybe_alike.best[1].rarity(1 / each.maybe_alike.sites, each.maybe_alike.visits), 4
-                ),
-            },
+            "alike": each.maybe_alike and _alike_object(each.maybe_alike),
             "told_from_direct": each.maybe_told_from_direct and _triple(each.maybe_told_from_direct),
             "failed_visits": each.failed,
             "last_byte_p50_s": round(each.p50_s, 2),
@@ -236,6 +239,13 @@ def as_object(found: Findings) -> dict[str, object]:
         ratios[f"{each.name}_bytes_in_over_page"] = round(each.in_per_page_byte, 3)
         ratios[f"{each.name}_bytes_out_over_page"] = round(each.out_per_page_byte, 3)
     return {"name": "fingerprint", "figures": figures, "ratios": ratios}
+
+
+def _alike_object(alike: Alike) -> dict[str, object]:
+    attack, accuracy = alike.best
+    rarity = round(accuracy.rarity(alike.chance, alike.visits), 4)
+    pages = {"sites": alike.sites, "visits": alike.visits}
+    return {**pages, "best": attack, "accuracy": _triple(accuracy), "rarity": rarity}
 
 
 def _triple(accuracy: Accuracy) -> list[float]:
@@ -260,11 +270,11 @@ def as_text(found: Findings) -> str:
         if each.bounded:
             lines.append(f"    {_by_luck(best, each.bound, each.visits)}")
         if each.maybe_alike is not None:
-            alike, chance = each.maybe_alike, 1 / each.maybe_alike.sites
+            alike, (attack, accuracy) = each.maybe_alike, each.maybe_alike.best
             lines.append(
                 f"    {alike.visits} visits of {alike.sites} pages that look alike by design: best "
-                f"{_percent(alike.best[1])} by {alike.best[0]}, by chance {chance:.1%}; "
-                f"{_by_luck(alike.best[1], chance, alike.visits)}"
+                f"{_percent(accuracy)} by {attack}, by chance {alike.chance:.1%}; "
+                f"{_by_luck(accuracy, alike.chance, alike.visits)}"
             )
         if each.maybe_told_from_direct is not None:
             lines.append(f"    {'told from direct':20} {_percent(each.maybe_told_from_direct)}, by chance 50")

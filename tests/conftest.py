@@ -399,7 +399,11 @@ class RunningBox:
 
     def sandboxes(self) -> int:
         """How many run or wait ready."""
-        return sum(_name_of(child) == "bwrap" for child in psutil.Process(self.process.pid).children())
+        return len(self.launchers())
+
+    def launchers(self) -> list[psutil.Process]:
+        """bubblewrap's outer processes, one for each."""
+        return [child for child in psutil.Process(self.process.pid).children() if _name_of(child) == "bwrap"]
 
     def kill(self) -> None:
         """As the machine would: no time to tidy up."""

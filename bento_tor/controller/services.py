@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -241,10 +242,7 @@ def let_in(tor: Tor, folder: Path, address: str, access: Access, *, timeout_s: f
         return False
     time.sleep(APART_S)
     online = tor.get_conf("DisableNetwork") != ["1"] and read_bootstrap(tor).done
-    if changed and online:
-        with onion.uploaded_anew(tor, address, timeout_s=timeout_s):
-            tor.set_conf(services)
-    else:
+    with onion.uploaded_anew(tor, address, timeout_s=timeout_s) if changed and online else nullcontext():
         tor.set_conf(services)
     return True
 

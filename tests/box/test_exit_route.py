@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from bento_tor.controller.streams import SocksStream
 from bento_tor.controller.tor import Tor
 from bento_tor.errors import ConfigError, ConnectError
 from bento_tor.network import Network, Node
+from bento_tor.network.ports import allocate_ports
 
 pytestmark = [pytest.mark.tor, pytest.mark.sandbox]
 
@@ -73,9 +73,7 @@ class Beside:
 def beside(tor_network: Network) -> Iterator[Beside]:
     """One for the tests of this file. The port is not the usual one: other boxes may run on this machine."""
     node = tor_network.relays[1]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = allocate_ports(1)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bento-x-")))
         state, config = folder / "s", folder / "box.toml"

@@ -88,16 +88,6 @@ def work(connect: Callable[[], Box], tries: list[Tried]) -> None:
                 run(box, tried)
 
 
-def leftovers(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that still run; psutil tells a process from a later one with its number."""
-    left = []
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                left.append(process)
-    return left
-
-
 def cgroups_of(keeper: int) -> list[str]:
     """The groups that this keeper made, wherever the host keeps them."""
     return [
@@ -108,7 +98,7 @@ def cgroups_of(keeper: int) -> list[str]:
     ]
 
 
-def test_what_was_acknowledged_outlives_a_kill_at_any_moment(new_box, eventually, rounds) -> None:
+def test_what_was_acknowledged_outlives_a_kill_at_any_moment(new_box, eventually, lives, rounds) -> None:
     tries: list[Tried] = []
     count = 0
     running = new_box(config=CONFIG)
@@ -126,7 +116,7 @@ def test_what_was_acknowledged_outlives_a_kill_at_any_moment(new_box, eventually
         for worker in workers:
             worker.join(timeout=60)
             assert not worker.is_alive()
-        eventually(lambda left=processes: not leftovers(left))
+        eventually(lambda left=processes: not any(map(lives, left)))
         check_disk(running.state, [*tries, *this_time])
         running = new_box(config=CONFIG)
         # The next box takes away what a killed one could not.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bento_tor.client import browsing, parse
@@ -32,7 +32,6 @@ WISHES = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(WISHES)
 def test_every_call_is_as_long_and_says_what_is_wished(wish: Wish) -> None:
     call = browsing.call(wish)

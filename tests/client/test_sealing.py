@@ -84,7 +84,7 @@ def test_what_is_not_what_was_sealed_is_not_opened(name: str) -> None:
         opened(ATTACKS[name](SEALED))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(at=st.integers(0, len(SEALED) - 1), bit=st.integers(0, 7))
 def test_no_bit_can_be_changed(at: int, bit: int) -> None:
     changed = bytearray(SEALED)

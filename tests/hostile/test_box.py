@@ -67,14 +67,6 @@ def watched(running_box):
     class Watched(running_box):
         last_children: list[psutil.Process]
 
-        def launchers(self):
-            found = []
-            for child in psutil.Process(self.process.pid).children():
-                with suppress(psutil.NoSuchProcess):
-                    if child.name() == "bwrap":
-                        found.append(child)
-            return found
-
         def cgroups(self):
             return LEFT.cgroups_of(self.process.pid)
 

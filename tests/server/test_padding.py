@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bento_tor.protocol import messages as m
@@ -21,7 +21,6 @@ def real_bytes(channel: int, offset: int, length: int) -> int:
     return len(encode(m.Padding(channel, offset, bytes(length)), Role.BOX))
 
 
-@settings(deadline=None)
 @given(CHANNELS, OFFSETS, st.integers(0, m.MAX_DATA_BYTES) | st.sampled_from([255, 256, 65_535, 65_536]))
 def test_a_frame_takes_what_it_is_said_to_take(channel: int, offset: int, length: int) -> None:
     assert padding.frame_bytes(channel, offset, length) == real_bytes(channel, offset, length)
@@ -41,7 +40,6 @@ def fill(sent: int, last: int, multiple: int, channel: int, offset: int, units: 
     return sent + last, frames
 
 
-@settings(deadline=None)
 @given(
     st.integers(0, 1 << 22),
     st.integers(20, 13_000),
